@@ -1,0 +1,153 @@
+"""What the command does, for notebooks and scripts.
+
+from streamsynth import api
+config = api.load("configs/quickstart.py:tiny")
+results = api.train(config, "/tmp/run")
+rows = api.synthesize("/tmp/run", task="bank_1", rows=100, output="/tmp/rows")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import time
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from streamsynth import assemble as assemble_lib
+from streamsynth import config as config_lib
+from streamsynth import pretrain
+from streamsynth import synthesize as synthesize_lib
+from streamsynth import train as train_lib
+from streamsynth.errors import UserError
+from streamsynth.evaluation import report as report_lib
+from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
+from streamsynth.runtime.files import atomic_write
+from streamsynth.workdir import Workdir
+
+Path = str | os.PathLike[str]
+
+
+def load(config: str, overrides: dict[str, str] | None = None) -> ConfigDict:
+    """The config that `FILE[:arg]` names, with overrides by dotted key; see `config.load`."""
+    return config_lib.load(config, overrides or {})
+
+
+def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> dict[str, Any]:
+    """Trains over the stream and writes data sets and report; continues what is in the workdir.
+
+    Args:
+      config: resolved.
+      workdir: the run's folder; new, or holding a run of the same config or of a prefix of its stream.
+      init_from: a finished run, whose policy and pattern statistics a new stream starts from.
+
+    Returns:
+      What report/results.json holds.
+
+    Raises:
+      UserError: naming the key, file or folder and the mend.
+    """
+    start = time.monotonic()
+    place = Workdir(workdir, config.checkpoint.keep)
+    place.check(config)
+    tasks = assemble_lib.load_tasks(config)
+    experience = _experience(init_from, config)
+    place.path.mkdir(parents=True, exist_ok=True)
+    if has_policy(place.policy):
+        policy = load_policy(place.policy)
+    else:
+        policy = experience or pretrain.base_policy(
+            config, tasks, cache_dir=assemble_lib.cache_directory(config)
+        )
+        save_policy(place.policy, policy)
+    place.write_config(config)
+    pretrained = time.monotonic()
+    setting, state = train_lib.train(config, place, tasks, policy)
+    trained = time.monotonic()
+    summary = synthesize_lib.summarise(setting, state, place)
+    summary["seconds"] = {
+        "pretrain": pretrained - start,
+        "stream": trained - pretrained,
+        "summary": time.monotonic() - trained,
+    }
+    summary["commit"] = _commit()
+    atomic_write(place.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return report_lib.write(place.path)
+
+
+def synthesize(workdir: Path, task: str, rows: int, output: Path) -> dict[str, Any]:
+    """Writes a data set for a task with the policy of a run.
+
+    Args:
+      workdir: the run's.
+      task: name of a task of its stream, or the spec of any task.
+      rows: how many rows are wanted, all labels together.
+      output: folder for train.jsonl, task.json and the card.
+
+    Returns:
+      The summary of `dataset.export`, with "asked" and "written".
+    """
+    setting, state, place = _finished(workdir)
+    return synthesize_lib.synthesize(setting, state, place, task, rows, pathlib.Path(output))
+
+
+def evaluate(workdir: Path) -> dict[str, dict[str, Any]]:
+    """Evaluates the latest policy of a run on every task, prints the figures and returns them by task."""
+    setting, state, _ = _finished(workdir)
+    cells = {}
+    for index, task in enumerate(setting.tasks):
+        cells[task.name] = cell = train_lib.evaluate_task(setting, state.params, index)
+        valid = "" if cell["valid"] is None else f", valid {cell['valid']:.3f}"
+        print(f"{task.name}: student {cell['accuracy']:.3f} on {cell['rows']} rows{valid}")
+    return cells
+
+
+def report(workdir: Path) -> dict[str, Any]:
+    """Writes the report of a run anew and returns what results.json holds."""
+    return report_lib.write(pathlib.Path(workdir))
+
+
+def results(workdir: Path) -> dict[str, Any]:
+    """What report/results.json of a run holds."""
+    path = pathlib.Path(workdir) / "report" / "results.json"
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: run `streamsynth report --workdir={workdir}` first.")
+    return json.loads(path.read_text())
+
+
+def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
+    """The fixed parts and the latest state of a run."""
+    place = Workdir(workdir)
+    config = place.config()
+    if place.checkpoints.latest_step() is None:
+        raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
+    tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
+    setting = assemble_lib.assemble(config, tasks, load_policy(place.policy))
+    return setting, place.restore(assemble_lib.first_state(setting)), place
+
+
+def _experience(init_from: Path | None, config: ConfigDict) -> Policy | None:
+    """The last policy of another run, as the base policy of this one."""
+    if init_from is None:
+        return None
+    setting, state, place = _finished(init_from)
+    for key, was in place.config().policy.items():
+        if config.policy[key] != was:
+            raise UserError(
+                f"--init_from={init_from} has policy.{key} = {was}, and this config {config.policy[key]}: "
+                "make them equal."
+            )
+    policy = setting.policy
+    return Policy(policy.model, state.params, policy.tokenizer, f"{policy.hash}+{int(state.policy_version)}")
+
+
+def _commit() -> str | None:
+    """The commit of the code, where it is a git checkout."""
+    folder = pathlib.Path(__file__).parent
+    asked = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip() or None

@@ -1,0 +1,142 @@
+"""Every key of a config, with its default and its meaning."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """The config that files under configs/ start from and change."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 takes what is left
+            policy=dict(
+                vocab_size=1500,  # at most; the tokenizer takes fewer where its corpus is small
+                width=96,
+                layers=3,
+                heads=4,
+                kv_heads=2,
+                head_width=24,
+                mlp_width=256,
+                rope_theta=10_000.0,
+                norm_epsilon=1e-6,
+                scan_layers=False,
+                remat=False,
+            ),
+            pretrain=dict(
+                sources=("worlds",),  # or files: and tfds: specs, disjoint from stream.tasks
+                corpus_sentences=20_000,  # for the tokenizer, where the sources are worlds
+                steps=1000,
+                prompts=16,  # B
+                samples=4,  # G targets a prompt
+                prompt_weight=0.5,  # of the likelihood of the examples that the prompts show
+                log_every=20,
+                optimizer=optimizer(learning_rate=3e-3, warmup=50, schedule="cosine"),
+            ),
+            rollout=dict(
+                prompts=16,  # B
+                samples=8,  # G
+                prompt_length=112,  # P, in tokens
+                completion_length=24,  # T
+                temperature=1.0,
+            ),
+            stream=dict(
+                tasks=("worlds:market_1",),
+                experience="sequential",  # or "isolated": everything is reset before each turn
+                examples_per_label=8,  # k, the label budget
+                train_limit=0,  # rows of real training data (for the anchor alone); 0 takes all
+                test_limit=0,
+                on_bad_row="error",  # or "skip": leave malformed rows out and count them
+            ),
+            feedback=dict(
+                judges=dict(
+                    verifier=1.0, posterior=0.0
+                ),  # weights, before each is scaled by its measured worth
+                features="ngrams",  # or "hidden": the base policy's hidden states
+                width=128,  # D
+                ridge=0.1,  # lambda of the archive
+                floor=0.0,  # of r(q), the quality below which novelty is not paid
+                power=1.0,  # of r(q)
+                accept=0.5,  # quality from which a row is kept
+                min_words=2,
+                max_words=60,
+            ),
+            balance=dict(
+                alpha=0.5,  # where the weight of diversity starts in each turn
+                eta=0.5,  # step of the dual ascent
+                alpha_max=4.0,
+                target="policy",  # hold the diversity the policy had at the turn's start; or "examples"
+                factor=1.0,  # of the target
+                weighted=True,  # measure diversity over samples by their quality; else over all gated ones
+                batches=4,  # that measure the target, not learned from
+            ),
+            learner=dict(
+                steps=25,  # a turn
+                kl_reference="turn",  # the policy at the turn's start; or "base"
+            ),
+            objective=dict(
+                clip_low=0.2,
+                clip_high=0.28,
+                kl_weight=0.05,
+                entropy_weight=0.0,
+                replay_weight=1.0,
+                replay_cap=2.0,
+                drift_limit=2.0,
+                cloning_weight=0.0,
+                chunk=1024,  # positions whose logits exist at one time
+            ),
+            optimizer=optimizer(learning_rate=5e-4),
+            supervised=dict(steps=0, samples=2, prompt_weight=0.0),  # tuning to the examples, before a turn
+            replay=dict(
+                capacity=512,  # samples a task
+                share=0.25,  # of the fresh samples, once grown
+                elite=0.99,  # quality from which a sample is one to imitate
+                baseline_decay=0.9,
+            ),
+            scheduler=dict(
+                strategy="progress",
+                ramp=2,
+                floor=0.05,
+                progress=1.0,
+                forgetting=1.0,
+                optimism=0.1,
+                staleness=10,
+                fast=0.7,
+                slow=0.95,
+            ),
+            patterns=dict(floor=0.25, temperature=0.1, prior=32.0, task_decay=0.9, shared_decay=0.99),
+            dataset=dict(
+                per_label=0, near_duplicate=0.8
+            ),  # rows a label in the data set; 0 takes what is balanced
+            evaluation=dict(
+                prompts=40,  # a multiple of the number of strategies spreads them evenly
+                samples=8,
+                batches=1,
+                temperature=1.0,
+                rows_per_label=40,  # that the student is trained on
+                diversity_texts=128,  # n at which diversity is measured
+                best_of=4,
+                student=dict(
+                    width=16384, hidden=0, steps=300, batch_size=128, learning_rate=0.03, weight_decay=0.1
+                ),
+            ),
+            checkpoint=dict(every=50, keep=2),
+            cache_dir="",  # of base policies; empty takes the user's cache folder
+        )
+    ).lock()
+
+
+def optimizer(**changes) -> ConfigDict:
+    """An optimizer's keys; see `learner/optimizer.py` for the names."""
+    keys = dict(
+        name="adamw",
+        learning_rate=5e-4,
+        schedule="constant",
+        warmup=5,
+        clip_norm=1.0,
+        b1=0.9,
+        b2=0.95,
+        weight_decay=0.0,
+    )
+    return ConfigDict({**keys, **changes})

@@ -1,0 +1,104 @@
+"""report.md: the report's figures and tables for a code host or a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+
+def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[str, Mapping]) -> str:
+    """The Markdown text.
+
+    Args:
+      found: of `report.results`.
+      figures: names of the SVG files beside the report.
+      samples: of `report.samples`.
+    """
+    tasks = found["tasks"]
+    sections = [
+        "# StreamSynth report",
+        f"{found['turns']} of {len(tasks)} turns are over. {_commit(found['commit'])}",
+        "## Summary",
+        table(
+            ("average performance", "forward transfer", "backward transfer", "forgetting"),
+            [
+                [
+                    number(found["average_performance"]),
+                    *(
+                        signed(found[name])
+                        for name in ("forward_transfer", "backward_transfer", "forgetting")
+                    ),
+                ]
+            ],
+        ),
+        "## Student accuracy on the real test sets",
+        "Every student takes as many gradient steps, whatever it is trained on.",
+        table(
+            ("task", *(name.replace("_", " ") for name in found["student"][tasks[0]])),
+            ([task, *map(number, found["student"][task].values())] for task in tasks),
+        ),
+        "## Transfer",
+        table(
+            ("after turn", *tasks),
+            ([turn, *map(number, row)] for turn, row in enumerate(found["transfer_matrix"])),
+        ),
+        "## Quality and diversity",
+        "Unselected texts: before anything → after the task's own turn → at the last evaluation.",
+        table(
+            ("task", "valid", "gate pass", "copies", "Vendi", "distinct-2"),
+            (
+                [
+                    task,
+                    *(_journey(found[name][task]) for name in ("verifier", "gate_pass", "copy_rate")),
+                    *(_journey(_metric(found["diversity"][task], name)) for name in ("vendi", "distinct_2")),
+                ]
+                for task in tasks
+            ),
+        ),
+        *(f"![{name.replace('_', ' ')}]({name}.svg)" for name in figures),
+        "## Unselected samples",
+    ]
+    for task, of_task in samples.items():
+        rows = ([s["label"], _validity(s.get("valid")), s["text"]] for s in of_task["unselected"])
+        sections += [f"### {cell(task)}", table(("label", "valid", "text"), rows)]
+    return "\n\n".join(sections) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    """Text that breaks neither a table nor the page: no pipes, line ends or HTML."""
+    text = " ".join(str(value).split())
+    for character, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
+        text = text.replace(character, escaped)
+    return text
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point, a dash for "not measured"."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """Like `number`, with its sign."""
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _metric(moments: Mapping[str, Mapping[str, float | None]], metric: str) -> dict[str, float | None]:
+    return {name: values[metric] for name, values in moments.items()}
+
+
+def _journey(moments: Mapping[str, float | None]) -> str:
+    return " → ".join(number(moments[name]) for name in ("before", "after", "last"))
+
+
+def _validity(valid: bool | None) -> str:
+    return {True: "yes", False: "no", None: "–"}[valid]
+
+
+def _commit(commit: str | None) -> str:
+    return f"Commit {commit}." if commit else "The code's commit is not known."

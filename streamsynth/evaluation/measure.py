@@ -1,0 +1,149 @@
+"""How well a policy writes for a task: one cell of the transfer matrix, and the anchors around it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamsynth.evaluation import diversity, student
+from streamsynth.feedback import gates as gates_lib
+from streamsynth.keys import purpose_key
+from streamsynth.learner.collect import uniform_strategies, write
+from streamsynth.policy.transformer import Transformer
+from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.stream.prompts import PromptFormat, TaskTokens
+from streamsynth.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Unselected texts of a policy for a task, and what the gates say of them."""
+
+    texts: tuple[str, ...]
+    label: np.ndarray
+    gates: gates_lib.Gates
+
+
+def draw(
+    model: Transformer,
+    params: Any,
+    form: PromptFormat,
+    task: Task,
+    tokens: TaskTokens,
+    config: Any,
+    *,
+    seed: int,
+    place: Callable[[Any], Any],
+    batches: int | None = None,
+) -> Drawn:
+    """Texts for a task from fixed prompts and keys, the same for every policy that is compared.
+
+    Strategies are spread evenly, so that what is compared is the policy and not its choice of strategy.
+    """
+    e = config.evaluation
+    texts, label, finished = [], [], []
+    for batch in range(batches or e.batches):
+        written = write(
+            model,
+            params,
+            form,
+            tokens,
+            uniform_strategies(e.prompts, len(STRATEGIES)),
+            seed=seed,
+            purpose=f"evaluate/{task.name}",
+            steps=(batch,),
+            samples=e.samples,
+            temperature=e.temperature,
+            place=place,
+        )
+        texts += written.texts
+        label.append(written.label)
+        finished.append(np.asarray(written.rollouts.finished))
+    gates = gates_lib.check(
+        texts,
+        np.concatenate(finished),
+        num_fields=len(task.fields),
+        examples=[example.text for example in task.examples],
+        min_words=config.feedback.min_words,
+        max_words=config.feedback.max_words,
+        seen=lambda text: False,
+    )
+    return Drawn(tuple(texts), np.concatenate(label), gates)
+
+
+def cell(task: Task, drawn: Drawn, config: Any, *, seed: int) -> dict[str, Any]:
+    """One evaluation: a student on a fixed number of gated rows, validity, copies, diversity, samples.
+
+    Returns:
+      The record of evaluations.jsonl but for its turn: see `report`.
+    """
+    e = config.evaluation
+    rows = first_of_each(drawn.label, drawn.gates.passed, len(task.labels), e.rows_per_label)
+    scored = fit_student(task, [drawn.texts[i] for i in rows], drawn.label[rows], config, seed=seed)
+    valid = verify(task, drawn.texts, drawn.label)
+    samples = [
+        {
+            "text": drawn.texts[i],
+            "label": task.labels[drawn.label[i]],
+            "valid": None if valid is None else bool(valid[i]),
+        }
+        for i in range(0, len(drawn.texts), max(1, len(drawn.texts) // 20))
+    ]
+    return {
+        "task": task.name,
+        "accuracy": scored["accuracy"],
+        "macro_f1": scored["macro_f1"],
+        "rows": len(rows),
+        "gate_pass": float(drawn.gates.passed.mean()),
+        "copy_rate": 1.0 - float(drawn.gates.by_name["not_copied"].mean()),
+        "valid": None if valid is None else float(valid.mean()),
+        "diversity": diversity.measure(drawn.texts, e.diversity_texts, seed),
+        "samples": samples[:20],
+    }
+
+
+def verify(task: Task, texts: Sequence[str], label: np.ndarray) -> np.ndarray | None:
+    """[N] bool: what the task's verifier says, or None without one."""
+    if task.verifier is None:
+        return None
+    return np.array([task.verifier(t, task.labels[k]) for t, k in zip(texts, label, strict=True)], bool)
+
+
+def first_of_each(label: np.ndarray, passed: np.ndarray, num_labels: int, per_label: int) -> np.ndarray:
+    """Indices of the first `per_label` samples of each label that passed, fewer where there are fewer."""
+    chosen = [np.flatnonzero((label == k) & passed)[:per_label] for k in range(num_labels)]
+    return np.concatenate(chosen)
+
+
+def fit_student(
+    task: Task, texts: Sequence[str], label: np.ndarray, config: Any, *, seed: int
+) -> dict[str, float]:
+    """Accuracy and macro-F1, on the real test set, of a student trained on the given texts.
+
+    Always as many gradient steps, whatever the number of texts. Without any text: chance.
+    """
+    if not len(texts):
+        return {"accuracy": 1.0 / len(task.labels), "macro_f1": 0.0}
+    truth = [task.labels.index(example.label) for example in task.test]
+    return student.score(
+        list(texts),
+        list(map(int, label)),
+        [example.text for example in task.test],
+        truth,
+        len(task.labels),
+        purpose_key(seed, f"student/{task.name}"),
+        student.StudentConfig(**config.evaluation.student.to_dict()),
+    )
+
+
+def anchors(task: Task, config: Any, *, seed: int) -> dict[str, float]:
+    """The student on the examples alone, and on all real training data, with as many steps."""
+
+    def on(examples):
+        label = np.array([task.labels.index(example.label) for example in examples])
+        return fit_student(task, [e.text for e in examples], label, config, seed=seed)["accuracy"]
+
+    return {"examples": on(task.examples), "real": on(task.train)}

@@ -1,0 +1,79 @@
+"""Judges: what a text is worth as a text of its label. A judge reads the text, and is measured first.
+
+How far a judge can be trusted is measured on held-back examples: its area under the ROC curve at telling
+texts of a label from texts of the other labels scales its weight, and a judge at chance gets none.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from streamsynth.policy.logprobs import group_logprobs
+from streamsynth.policy.transformer import Transformer
+from streamsynth.pytrees import Array, Prompts
+from streamsynth.tasks.task import Task
+
+
+def verifier(task: Task, texts: Sequence[str], label: np.ndarray) -> np.ndarray:
+    """[N] float32 in {0, 1}: whether each text is in the language of the label asked for, exactly."""
+    names = task.labels
+    return np.array([task.verifier(t, names[k]) for t, k in zip(texts, label, strict=True)], np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def label_loglikelihood(
+    model: Transformer,
+    params: Any,
+    prompts: Prompts,
+    tokens: Array,
+    mask: Array,
+    *,
+    chunk: int = 1024,
+) -> Array:
+    """log p_ref(text | prompt of the label), [N, K] float32, summed over each text's tokens.
+
+    Args:
+      model, params: the frozen reference policy.
+      prompts: K prompts, one a label, in the order of the labels.
+      tokens, mask: [N, T] texts with their ends.
+    """
+    k, n = prompts.tokens.shape[0], tokens.shape[0]
+    # Each label's prompt is read once; all N texts are its group.
+    each = jnp.tile(tokens, (k, 1)), jnp.tile(mask, (k, 1))
+    return group_logprobs(model, params, prompts, *each, 1.0, chunk).logprobs.sum(-1).reshape(k, n).T
+
+
+def posterior(loglikelihood: Array, label: Array) -> Array:
+    """p(label | text) [N] of the label asked for, from [N, K] log-likelihoods and equal priors (Bayes)."""
+    return jnp.take_along_axis(jax.nn.softmax(loglikelihood, axis=-1), label[:, None], axis=-1)[:, 0]
+
+
+def fluency(loglikelihood: Array, label: Array, length: Array, centre: Array, scale: Array) -> Array:
+    """[N] in (0, 1): how the text's mean token log-probability compares with that of real examples.
+
+    Args:
+      loglikelihood: [N, K].   label: [N].   length: [N], tokens with the end.
+      centre, scale: mean and standard deviation of the same measure over held-back examples. A text two
+        deviations below a real one has a fluency of one half.
+    """
+    own = jnp.take_along_axis(loglikelihood, label[:, None], axis=-1)[:, 0] / jnp.maximum(length, 1)
+    return jax.nn.sigmoid((own - centre) / scale + 2.0)
+
+
+def auc(positive: np.ndarray, negative: np.ndarray) -> float:
+    """P(a positive's score > a negative's), ties counting half (Mann-Whitney); 0.5 if one is empty."""
+    if not len(positive) or not len(negative):
+        return 0.5
+    difference = np.asarray(positive, np.float64)[:, None] - np.asarray(negative, np.float64)[None, :]
+    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+
+
+def trust(area: float) -> float:
+    """The weight of a judge in [0, 1]: 2 AUC - 1 (Gini), and 0 at chance or below."""
+    return max(0.0, 2.0 * area - 1.0)

@@ -1,0 +1,144 @@
+"""The quality of samples: a task's judges, each weighed by its config weight and by what it proved worth."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from absl import logging
+
+from streamsynth.errors import UserError
+from streamsynth.feedback import judge as judge_lib
+from streamsynth.policy.transformer import Transformer
+from streamsynth.pytrees import Array, Prompts
+from streamsynth.tasks.task import Example, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeContext:
+    """What judges are made from.
+
+    task: with its examples.   model, base: the frozen base policy.
+    prompts: K prompts, one a label, each showing that label's `shown` examples.
+    held_back: examples that no prompt of the judge shows.
+    encode: texts to tokens [N, T] and mask [N, T].
+    """
+
+    task: Task
+    model: Transformer
+    base: Any
+    prompts: Prompts
+    held_back: tuple[Example, ...]
+    encode: Any
+
+
+class Judge(Protocol):
+    """[N] float32 in [0, 1] from texts, the labels asked for [N], and the texts' tokens and mask [N, T]."""
+
+    def __call__(self, texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray: ...
+
+
+def _verifier(context: JudgeContext) -> Judge | None:
+    """A world's exact verifier; None for a task without one."""
+    if context.task.verifier is None:
+        return None
+    return lambda texts, label, tokens, mask: judge_lib.verifier(context.task, texts, label)
+
+
+def _posterior(context: JudgeContext) -> Judge:
+    """The base policy's label posterior times the text's fluency, calibrated on the held-back examples."""
+    c = context
+
+    def loglikelihood(tokens: Array, mask: Array) -> jax.Array:
+        return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask)
+
+    label = np.array([c.task.labels.index(example.label) for example in c.held_back], np.int32)
+    tokens, mask = c.encode([example.text for example in c.held_back])
+    own = np.take_along_axis(np.asarray(loglikelihood(tokens, mask)), label[:, None], axis=1)[:, 0]
+    per_token = own / mask.sum(-1)
+    centre, scale = np.float32(per_token.mean()), np.float32(max(per_token.std(), 0.1))
+
+    def judge(texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray:
+        table = loglikelihood(tokens, mask)
+        fluent = judge_lib.fluency(table, label, mask.sum(-1), centre, scale)
+        return np.asarray(judge_lib.posterior(table, label) * fluent)
+
+    return judge
+
+
+JUDGES = {"verifier": _verifier, "posterior": _posterior}
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """The judges of one task: name -> (judge, AUC on held-back examples, weight)."""
+
+    judges: dict[str, tuple[Judge, float, float]]
+
+    def __call__(
+        self, texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array
+    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Every judge's verdict before its weight, and the weighted mean: [N] float32 in [0, 1].
+
+        Without any judge that can be trusted the mean is 1: what passes the gates is all alike.
+        """
+        parts = {name: judge(texts, label, tokens, mask) for name, (judge, _, _) in self.judges.items()}
+        total = sum(weight for _, _, weight in self.judges.values())
+        if total == 0:
+            return parts, np.ones(len(texts), np.float32)
+        weighed = sum(self.judges[name][2] * part for name, part in parts.items())
+        return parts, (weighed / total).astype(np.float32)
+
+    def summary(self) -> dict[str, dict[str, float]]:
+        """For the report: AUC and weight of each judge."""
+        return {name: {"auc": area, "weight": weight} for name, (_, area, weight) in self.judges.items()}
+
+
+def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
+    """Makes the judges that have a weight, and measures each before it is trusted.
+
+    A judge's AUC at telling held-back texts of a label from texts of the others scales its weight by
+    2 AUC - 1; at chance it is 0, with a warning.
+
+    Args:
+      context: of the task.
+      weights: by judge, from the config; 0 leaves a judge out.
+
+    Raises:
+      UserError: for an unknown judge or a negative weight.
+    """
+    judges = {}
+    for name, weight in weights.items():
+        if name not in JUDGES:
+            raise UserError(f"feedback.judges.{name} is not a judge: choose among {', '.join(JUDGES)}.")
+        if weight < 0:
+            raise UserError(f"feedback.judges.{name} = {weight} is negative: give 0 or more.")
+        judge = JUDGES[name](context) if weight else None
+        if judge is None:
+            continue
+        area = measure(context, judge)
+        trusted = weight * judge_lib.trust(area)
+        if trusted == 0:
+            logging.warning(
+                "%s: judge %s is at chance on held-back examples (AUC %.2f); its weight is 0.",
+                context.task.name, name, area,
+            )  # fmt: skip
+        judges[name] = (judge, area, trusted)
+    return Reward(judges)
+
+
+def measure(context: JudgeContext, judge: Judge) -> float:
+    """The judge's AUC: held-back examples under their own label against the same texts under the others."""
+    task = context.task
+    texts = [example.text for example in context.held_back]
+    truth = np.array([task.labels.index(example.label) for example in context.held_back])
+    tokens, mask = context.encode(texts)
+    verdicts = np.stack(
+        [judge(texts, np.full(len(texts), k, np.int32), tokens, mask) for k in range(len(task.labels))],
+        axis=1,
+    )
+    own = np.arange(len(task.labels))[None, :] == truth[:, None]
+    return judge_lib.auc(verdicts[own], verdicts[~own])

@@ -1,0 +1,121 @@
+"""Advantages: what each sample did better than could be expected, from several parts of the reward.
+
+Quality depends on the sample alone and is compared with the rest of its group. Parts that depend on the
+whole set (diversity, utility) come with a baseline of their own, because centring them within the group is
+biased and dividing them by the group's own deviation changes the direction. Every part is then divided by
+its *lagged* running deviation, one number from earlier batches, and weighed:
+
+    A_i = (q_i - mean of the group's other q) / sigma_q
+          + w_u * (u_i - b_u) / sigma_u + alpha * (credit_i - b_i) / sigma_c
+
+A group whose qualities are all equal has no quality advantage and keeps the other parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from streamsynth.errors import UserError
+from streamsynth.pytrees import Array
+
+
+@flax.struct.dataclass
+class Spread:
+    """How large each part usually is.
+
+    mean_square: for each part, [] float32, a running mean of the part's mean square; 0 until the part has
+      been nonzero for the first time.
+    """
+
+    mean_square: dict[str, Array]
+
+
+@flax.struct.dataclass
+class Advantages:
+    """The sum, and every part of it before and after its weight.
+
+    total: [N].
+    raw: each part as it came, [N].
+    normalized: each part over its sigma, [N]; 0 while the sigma is not known.
+    weighted: each part as it stands in the sum, [N].
+    sigma: each part's divisor, [].
+    """
+
+    total: Array
+    raw: dict[str, Array]
+    normalized: dict[str, Array]
+    weighted: dict[str, Array]
+    sigma: dict[str, Array]
+
+
+def leave_one_out(quality: Array) -> jax.Array:
+    """q_i minus the mean of the other qualities in its group, [B, G] to [B, G] (RLOO: Kool et al. 2019).
+
+    For one prompt, [1, 0, 0] gives [1, -1/2, -1/2].
+
+    Raises:
+      UserError: groups have fewer than two samples.
+    """
+    group = quality.shape[-1]
+    if group < 2:
+        raise UserError(
+            f"a group of {group} sample has nothing to compare with: set the samples per prompt to 2 or more"
+        )
+    # Summed differences rather than a difference of sums: exactly 0, not rounding noise, where all are equal.
+    return jnp.sum(quality[..., :, None] - quality[..., None, :], axis=-1) / (group - 1)
+
+
+def initial_spread(names: tuple[str, ...] = ("quality", "utility", "diversity")) -> Spread:
+    """Nothing known of any part."""
+    return Spread(mean_square={name: jnp.zeros((), jnp.float32) for name in names})
+
+
+def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.95) -> Spread:
+    """The spread after a batch; call it after `combine`, so that no sample moves the sigma it is divided by.
+
+    A part's first batch that is not all zeros is taken as it is; after that, decay * old + (1 - decay) *
+    new. A part that is absent, or not finite, keeps its value.
+
+    Args:
+      spread: before the batch.
+      parts: centred parts by name, [N] each; names must be in `spread`.
+      decay: in [0, 1).
+    """
+    mean_square = dict(spread.mean_square)
+    for name, part in parts.items():
+        old, new = mean_square[name], jnp.mean(jnp.square(part))
+        moved = jnp.where(old > 0.0, decay * old + (1.0 - decay) * new, new)
+        mean_square[name] = jnp.where(jnp.isfinite(new), moved, old)
+    return Spread(mean_square=mean_square)
+
+
+def combine(
+    parts: Mapping[str, Array],
+    weights: Mapping[str, Array | float],
+    spread: Spread,
+    floors: Mapping[str, float],
+) -> Advantages:
+    """The weighed sum of normalised parts.
+
+    A part whose sigma is not known yet counts for nothing: its first batch only tells how large it is.
+
+    Args:
+      parts: centred parts by name, [N] each: `leave_one_out` quality, credit minus baseline, and so on.
+      weights: the weight of each part, a number or a traced scalar such as alpha.
+      spread: from before this batch.
+      floors: the least sigma of each part, in the part's own unit, above 0; it keeps noise from being blown
+        up once a part has almost stopped to vary.
+    """
+    sigma = {name: jnp.maximum(jnp.sqrt(spread.mean_square[name]), floors[name]) for name in parts}
+    normalized = {
+        name: jnp.where(spread.mean_square[name] > 0.0, part / sigma[name], 0.0)
+        for name, part in parts.items()
+    }
+    weighted = {name: weights[name] * part for name, part in normalized.items()}
+    return Advantages(
+        total=sum(weighted.values()), raw=dict(parts), normalized=normalized, weighted=weighted, sigma=sigma
+    )

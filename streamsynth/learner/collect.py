@@ -1,0 +1,164 @@
+"""From a policy and a task to scored samples: prompts, rollout, texts, gates, judges, features."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from streamsynth.feedback import gates as gates_lib
+from streamsynth.feedback.features import ngram_features, project_hidden
+from streamsynth.feedback.reward import Reward
+from streamsynth.keys import numpy_rng, purpose_key, sample_keys
+from streamsynth.policy.logprobs import mean_hidden
+from streamsynth.policy.rollout import rollout
+from streamsynth.policy.transformer import Transformer
+from streamsynth.pytrees import Array, Rollouts, Scores
+from streamsynth.stream import prompts as prompts_lib
+from streamsynth.stream.prompts import PromptFormat, TaskTokens
+from streamsynth.tasks.task import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """N samples of one task, as tokens and as texts.
+
+    label, strategy: [N] int32.   shown: for each of the B prompts the ids of the examples it shows.
+    dropped_examples: examples that did not fit into their prompts.
+    """
+
+    rollouts: Rollouts
+    texts: tuple[str, ...]
+    label: np.ndarray
+    strategy: np.ndarray
+    shown: tuple[tuple[str, ...], ...]
+    dropped_examples: int
+
+
+def write(
+    model: Transformer,
+    params: Any,
+    form: PromptFormat,
+    tokens: TaskTokens,
+    strategy: np.ndarray,
+    *,
+    seed: int,
+    purpose: str,
+    steps: tuple[int, ...],
+    samples: int,
+    temperature: float,
+    place: Callable[[Any], Any] = lambda tree: tree,
+) -> Written:
+    """Samples G texts for each of B prompts of a task, labels balanced.
+
+    Args:
+      model, params, form: the policy and its prompt format.
+      tokens: the task.
+      strategy: [B] int32, the synthesis strategy of each prompt.
+      seed, purpose, steps: what the random numbers follow from (see `keys`).
+      samples: G.
+      temperature: of sampling.
+      place: puts a batch on the mesh.
+    """
+    rng = numpy_rng(seed, purpose, *steps)
+    batch = len(strategy)
+    label = prompts_lib.balanced_labels(batch, len(tokens.names), rng)
+    rendered = prompts_lib.render(form, tokens, label, strategy, rng)
+    keys = sample_keys(purpose_key(seed, purpose, *steps), batch, samples)
+    rollouts = rollout(
+        model,
+        params,
+        place(rendered.prompts),
+        place(keys),
+        np.float32(temperature),
+        samples=samples,
+        length=form.completion_length,
+        eos=form.tokenizer.eos,
+    )
+    ids = np.asarray(rollouts.tokens)
+    return Written(
+        rollouts=rollouts,
+        texts=tuple(form.tokenizer.decode(row) for row in ids),
+        label=np.repeat(label, samples),
+        strategy=np.repeat(strategy, samples),
+        shown=rendered.shown,
+        dropped_examples=rendered.dropped,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Featurizer:
+    """Feature vectors of texts, by `feedback.features`: "ngrams" or "hidden".
+
+    Hidden states are the frozen base policy's, averaged over the text, which it reads after an empty
+    prompt so that they depend on the text alone.
+    """
+
+    kind: str
+    width: int
+    seed: int
+    model: Transformer
+    base: Any
+    form: PromptFormat
+
+    def __call__(self, texts: Sequence[str], tokens: Array, mask: Array) -> Any:
+        """[N, D] float32 unit vectors of N texts, given also as tokens and mask [N, T]."""
+        if self.kind == "ngrams":
+            return ngram_features(texts, self.width, self.seed)
+        t = self.form.tokenizer
+        empty = self.form.pad_prompts([[t.bos, t.marker("<write>")]], np.zeros(1), np.zeros(1))
+        hidden = mean_hidden(self.model, self.base, empty, tokens, mask)
+        return project_hidden(hidden, self.width, purpose_key(self.seed, "projection"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """Scores of N samples, and the gates each one met."""
+
+    scores: Scores
+    gates: gates_lib.Gates
+
+
+def score(
+    task: Task,
+    written: Written,
+    reward: Reward,
+    featurize: Featurizer,
+    seen: Callable[[str], bool],
+    config: Any,
+) -> Scored:
+    """Gates first, then the judges, then features: all functions of the sample and of earlier state alone.
+
+    Args:
+      task: what the samples were written for.
+      written: N samples.
+      reward: the task's judges.
+      featurize: texts to vectors.
+      seen: whether a text is a near-duplicate of what was kept before this batch.
+      config: the group `feedback`.
+    """
+    gates = gates_lib.check(
+        written.texts,
+        np.asarray(written.rollouts.finished),
+        num_fields=len(task.fields),
+        examples=[example.text for example in task.examples],
+        min_words=config.min_words,
+        max_words=config.max_words,
+        seen=seen,
+    )
+    parts, quality = reward(written.texts, written.label, written.rollouts.tokens, written.rollouts.mask)
+    gate = gates.passed.astype(np.float32)
+    scores = Scores(
+        gate=gate,
+        quality=gate * quality,
+        features=featurize(written.texts, written.rollouts.tokens, written.rollouts.mask),
+        parts=parts,
+    )
+    return Scored(scores, gates)
+
+
+def uniform_strategies(count: int, strategies: int) -> np.ndarray:
+    """[count] int32: every strategy as often as any other, to within one."""
+    return (np.arange(count) % strategies).astype(np.int32)

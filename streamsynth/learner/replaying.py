@@ -1,0 +1,126 @@
+"""From buffers to a replayed batch: drawn by plan, its credit refreshed, its baseline lagged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from streamsynth.feedback import diversity
+from streamsynth.learner.collect import Written
+from streamsynth.learner.objective import Replayed
+from streamsynth.learner.state import RunState, TaskState
+from streamsynth.learner.update import FLOORS, Assessment
+from streamsynth.pytrees import Array, Prompts, Scores
+from streamsynth.stream import replay
+
+
+def samples_of(
+    written: Written, scores: Scores, weight: Array, in_archive: Array, step: int
+) -> replay.Samples:
+    """A rollout's N samples in the form that buffers hold: each with its own prompt."""
+    rollouts = written.rollouts
+    group = rollouts.tokens.shape[0] // rollouts.prompts.tokens.shape[0]
+    return replay.Samples(
+        prompt_tokens=jnp.repeat(rollouts.prompts.tokens, group, axis=0),
+        prompt_mask=jnp.repeat(rollouts.prompts.mask, group, axis=0),
+        tokens=rollouts.tokens,
+        mask=rollouts.mask,
+        logprobs=rollouts.logprobs,
+        label=jnp.asarray(written.label),
+        strategy=jnp.asarray(written.strategy),
+        features=jnp.asarray(scores.features),
+        quality=jnp.asarray(scores.quality),
+        weight=weight,
+        in_archive=jnp.asarray(in_archive),
+        step=jnp.full(written.label.shape, step, jnp.int32),
+    )
+
+
+def replayed_batch(
+    state: RunState, counts: np.ndarray, size: int, key: jax.Array, *, elite: float, decay: float
+) -> tuple[Replayed, RunState]:
+    """`counts[j]` samples of each past task j, ready to learn from, and the state with moved baselines.
+
+    The diversity credit of a stored sample is computed anew against today's archive of its task, less
+    its own share where the archive counts it. Quality and credit are compared with running means of the
+    task's earlier replayed batches, so that a sample never has a say in its own baseline.
+
+    Args:
+      state: before the update.
+      counts: [tasks] int, from the scheduler's plan.
+      size: M, at least `counts.sum()`; static.
+      key: of the draw.
+      elite: quality from which a sample is one to imitate.
+      decay: of the running means.
+    """
+    past = [j for j in range(len(counts)) if counts[j]]
+    draw = replay.sample_tasks(
+        [state.tasks[j].buffer for j in past], np.asarray([counts[j] for j in past]), key, size
+    )
+    s = draw.samples
+    e = diversity.weighted(s.features, s.weight)
+    credit = jnp.zeros(size, jnp.float32)
+    base_quality, base_credit = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
+    tasks = list(state.tasks)
+    for place, j in enumerate(past):
+        task = state.tasks[j]
+        mine = (draw.task == place) & draw.valid
+        last = task.archive.matrix.shape[0] - 1
+        fresh = diversity.marginal(
+            task.archive, e, jnp.minimum(s.label, last), s.in_archive.astype(jnp.float32)
+        )
+        credit = jnp.where(mine, fresh, credit)
+        base_quality = jnp.where(mine, task.quality, base_quality)
+        base_credit = jnp.where(mine, task.credit, base_credit)
+        tasks[j] = task.replace(
+            quality=_moved(task.quality, s.quality, mine, decay),
+            credit=_moved(task.credit, fresh, mine, decay),
+        )
+    advantage = (s.quality - base_quality) / _sigma(state, "quality")
+    advantage += state.balance.alpha * (credit - base_credit) / _sigma(state, "diversity")
+    batch = Replayed(
+        prompts=Prompts(s.prompt_tokens, s.prompt_mask, s.label, s.strategy),
+        tokens=s.tokens,
+        mask=s.mask & draw.valid[:, None],
+        behaviour=s.logprobs,
+        advantage=jnp.where(draw.valid, advantage, 0.0),
+        elite=s.quality >= elite,
+        valid=draw.valid,
+    )
+    return batch, state.replace(tasks=tuple(tasks))
+
+
+def remember(
+    task: TaskState,
+    samples: replay.Samples,
+    assessment: Assessment,
+    keep: Array,
+    key: jax.Array,
+    decay: float,
+) -> TaskState:
+    """The task's state after a batch: samples offered to its buffer, the kept ones absorbed by its archive.
+
+    The baselines start from the fresh samples' means, so that replay finds them in place.
+    """
+    e = diversity.weighted(samples.features, samples.weight)
+    everyone = jnp.ones(keep.shape, bool)
+    return task.replace(
+        buffer=replay.insert(task.buffer, samples, key),
+        archive=diversity.absorb(task.archive, e, samples.label, keep),
+        quality=_moved(task.quality, samples.quality, everyone, decay),
+        credit=_moved(task.credit, assessment.credit, everyone, decay),
+        kept=task.kept + np.int32(keep.sum()),
+    )
+
+
+def _moved(mean: Any, values: Array, mine: Array, decay: float) -> jax.Array:
+    count = mine.sum()
+    new = jnp.where(mine, values, 0.0).sum() / jnp.maximum(count, 1)
+    return jnp.where(count > 0, decay * mean + (1.0 - decay) * new, mean)
+
+
+def _sigma(state: RunState, part: str) -> jax.Array:
+    return jnp.maximum(jnp.sqrt(state.spread.mean_square[part]), FLOORS[part])

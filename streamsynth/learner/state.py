@@ -1,0 +1,135 @@
+"""Everything a run has learned and where it stands: one pytree, and exactly what a checkpoint holds.
+
+Whatever is not in it follows from (config, step).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import numpy as np
+from flax import serialization
+
+from streamsynth.feedback import diversity
+from streamsynth.learner import advantages, balance
+from streamsynth.learner.update import PARTS
+from streamsynth.pytrees import Array
+from streamsynth.stream import patterns, replay, scheduler
+
+
+@flax.struct.dataclass
+class TaskState:
+    """What is remembered of one task.
+
+    buffer: its replay buffer.   archive: what is kept, per label, as diversity sees it.
+    quality, credit: [] float32, running means over its replayed samples: the lagged baselines.
+    kept: [] int32, rows in its journal.
+    """
+
+    buffer: replay.Buffer
+    archive: diversity.Archive
+    quality: Array
+    credit: Array
+    kept: Array
+
+
+@flax.struct.dataclass
+class RunState:
+    """The state of a run.
+
+    Attributes:
+      turn: [] int32, turns that are finished.
+      turn_step: [] int32, steps taken in the present turn; the first one only measures.
+      step: [] int32, steps taken in all. It names the random keys and never runs back.
+      policy_version: [] int32, updates taken in all.
+      params, reference, opt_state: the policy, the snapshot that KL refers to, the optimizer.
+      tasks: one TaskState a task.
+      patterns, scheduler: their states.
+      spread, balance: the running deviations of the parts, and alpha with its target.
+      transfer: [tasks + 1, tasks] float32, R[i, j], NaN where not measured.
+      journals: [2 + tasks] int64, bytes of the metrics and evaluations journals and of each task's rows.
+    """
+
+    turn: Array
+    turn_step: Array
+    step: Array
+    policy_version: Array
+    params: Any
+    reference: Any
+    opt_state: Any
+    tasks: tuple[TaskState, ...]
+    patterns: patterns.State
+    scheduler: scheduler.State
+    spread: advantages.Spread
+    balance: balance.Balance
+    transfer: Array
+    journals: Array
+
+
+def new_task(config: Any, num_labels: int) -> TaskState:
+    """Nothing remembered yet."""
+    r = config.rollout
+    return TaskState(
+        buffer=replay.empty(
+            config.replay.capacity, r.prompt_length, r.completion_length, config.feedback.width
+        ),
+        archive=diversity.empty(num_labels, config.feedback.width, config.feedback.ridge),
+        quality=np.float32(0),
+        credit=np.float32(0),
+        kept=np.int32(0),
+    )
+
+
+def new_state(config: Any, labels: tuple[int, ...], params: Any, opt_state: Any) -> RunState:
+    """The state before anything.
+
+    Args:
+      config: the whole config.
+      labels: number of labels of each task.
+      params: of the base policy.
+      opt_state: a fresh one.
+    """
+    count = len(labels)
+    return RunState(
+        turn=np.int32(0),
+        turn_step=np.int32(0),
+        step=np.int32(0),
+        policy_version=np.int32(0),
+        params=params,
+        reference=params,
+        opt_state=opt_state,
+        tasks=tuple(new_task(config, k) for k in labels),
+        patterns=patterns.empty(count),
+        scheduler=scheduler.empty(count),
+        spread=advantages.initial_spread(PARTS),
+        balance=balance.initial(config.balance.alpha, 0.0),
+        transfer=np.full((count + 1, count), np.nan, np.float32),
+        journals=np.zeros(2 + count, np.int64),
+    )
+
+
+def extend(state: RunState, config: Any, labels: tuple[int, ...]) -> RunState:
+    """The state with places for tasks appended to the stream."""
+    count, old = len(labels), len(state.tasks)
+    transfer = np.full((count + 1, count), np.nan, np.float32)
+    transfer[: old + 1, :old] = state.transfer
+    journals = np.zeros(2 + count, np.int64)
+    journals[: 2 + old] = state.journals
+    return state.replace(
+        tasks=(*state.tasks, *(new_task(config, k) for k in labels[old:])),
+        patterns=patterns.extend(state.patterns, count),
+        scheduler=scheduler.extend(state.scheduler, count),
+        transfer=transfer,
+        journals=journals,
+    )
+
+
+def to_tree(state: RunState) -> dict[str, Any]:
+    """Nested dicts of arrays, as checkpoints hold them."""
+    return serialization.to_state_dict(state)
+
+
+def from_tree(template: RunState, tree: dict[str, Any]) -> RunState:
+    """Inverse of `to_tree`, into the structure of `template`."""
+    return serialization.from_state_dict(template, tree)

@@ -1,0 +1,121 @@
+"""One update: advantages from scores and credit, then a step of the optimizer. Jitted and donated."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from streamsynth.feedback import diversity
+from streamsynth.feedback.diversity import Archive
+from streamsynth.learner import advantages
+from streamsynth.learner.advantages import Spread
+from streamsynth.learner.balance import Balance, dual_ascent
+from streamsynth.learner.objective import Fresh, ObjectiveConfig, Replayed, gradients
+from streamsynth.policy.transformer import Transformer
+from streamsynth.pytrees import Array, Scores
+
+PARTS = ("quality", "diversity")
+# No part is divided by less than this, in its own unit.
+FLOORS = {"quality": 0.05, "diversity": 0.01}
+
+
+@flax.struct.dataclass
+class Assessment:
+    """What a batch of samples is worth to the learner.
+
+    advantage: [N].   weight: [N], r(q).   credit: [N].   metrics: scalars, every part by name.
+    spread, balance: the running statistics after the batch.
+    """
+
+    advantage: Array
+    weight: Array
+    credit: Array
+    metrics: dict[str, Array]
+    spread: Spread
+    balance: Balance
+
+
+@functools.partial(jax.jit, static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted"))
+def assess(
+    archive: Archive,
+    scores: Scores,
+    label: Array,
+    spread: Spread,
+    balance: Balance,
+    *,
+    samples: int,
+    floor: float,
+    power: float,
+    eta: float,
+    alpha_max: float,
+    weighted: bool,
+) -> Assessment:
+    """Advantages of fresh samples: quality against its group, diversity credit against its baseline.
+
+    Args:
+      archive: of the task, from before this batch.
+      scores: of the N samples.
+      label: [N] int32.
+      spread, balance: from before this batch.
+      samples: G.
+      floor, power: of r(q).
+      eta, alpha_max: of the dual ascent.
+      weighted: whether the statistic that alpha follows weighs samples by r(q), or takes all that passed
+        the gates alike.
+    """
+    weight = diversity.reward_weight(scores.quality, floor, power)
+    e = diversity.weighted(scores.features, weight)
+    credit, baseline = diversity.credit(archive, e, label)
+    num_labels = archive.matrix.shape[0]
+    counted = weight if weighted else scores.gate
+    d, valid = diversity.statistic(scores.features, counted, label, num_labels)
+    parts = {
+        "quality": advantages.leave_one_out(scores.quality.reshape(-1, samples)).reshape(-1),
+        "diversity": credit - baseline,
+    }
+    combined = advantages.combine(parts, {"quality": 1.0, "diversity": balance.alpha}, spread, FLOORS)
+    metrics = {
+        "diversity/statistic": d,
+        "diversity/target": balance.target,
+        "diversity/credit": credit.mean(),
+        "diversity/value": diversity.value(archive, e, label).sum(),
+        "alpha": balance.alpha,
+    }
+    for name in PARTS:
+        metrics[f"advantage/{name}"] = jnp.abs(combined.normalized[name]).mean()
+        metrics[f"advantage/{name}_weighted"] = jnp.abs(combined.weighted[name]).mean()
+        metrics[f"sigma/{name}"] = combined.sigma[name]
+    return Assessment(
+        advantage=combined.total,
+        weight=weight,
+        credit=credit,
+        metrics=metrics,
+        spread=advantages.update_spread(spread, parts),
+        balance=dual_ascent(balance, d, valid, eta=eta, alpha_max=alpha_max),
+    )
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "optimizer", "objective"), donate_argnames=("params", "opt_state")
+)
+def update(
+    model: Transformer,
+    optimizer: optax.GradientTransformation,
+    objective: ObjectiveConfig,
+    params: Any,
+    opt_state: Any,
+    fresh: Fresh,
+    replayed: Replayed | None,
+    temperature: Array,
+) -> tuple[Any, Any, dict[str, Array]]:
+    """One step of the optimizer, skipped if not finite; `params` and `opt_state` are donated."""
+    grads, metrics = gradients(model, params, fresh, replayed, temperature, objective)
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    metrics["gradient/norm"] = optax.global_norm(grads)
+    metrics["update/skipped"] = opt_state.total_notfinite
+    return optax.apply_updates(params, updates), opt_state, metrics

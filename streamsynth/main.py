@@ -1,0 +1,153 @@
+"""The command `streamsynth`.
+
+    streamsynth train --config=FILE[:arg,key=value] --workdir=DIR [--config.some.key=value ...]
+    streamsynth synthesize --workdir=DIR --task=TASK --rows=1000 --output=DIR
+    streamsynth evaluate --workdir=DIR
+    streamsynth report --workdir=DIR
+
+What the user can mend ends with exit code 2 and one sentence on standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from streamsynth.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one sentence, as every other mistake is said, instead of exiting itself."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Carries out one command line (without the program's name) and returns its exit code."""
+    try:
+        argv, overrides = _split_overrides(argv)
+        arguments = vars(_parser().parse_args(argv))
+        verb = arguments.pop("verb")
+        if overrides and verb != "train":
+            raise UserError(
+                f"--config.{next(iter(overrides))}: {verb} takes no config; it uses the workdir's."
+            )
+        _VERBS[verb](arguments, overrides)
+    except UserError as error:
+        print(f"streamsynth: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "streamsynth: interrupted; the same command continues from the last checkpoint.", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def run() -> None:
+    """The entry point of the command."""
+    sys.exit(main(sys.argv[1:]))
+
+
+# What the verbs do is imported where it is done, so that --help and a typing mistake need no JAX.
+
+
+def _train(arguments: dict, overrides: dict[str, str]) -> None:
+    from streamsynth import config
+
+    resolved = config.load(arguments["config"], overrides)  # before JAX is imported: mistakes come at once
+
+    from streamsynth import api
+
+    api.train(resolved, arguments["workdir"], init_from=arguments["init_from"])
+
+
+def _synthesize(arguments: dict, overrides: dict[str, str]) -> None:
+    from streamsynth import api
+
+    del overrides
+    workdir = arguments.pop("workdir")
+    api.synthesize(workdir, **arguments)
+
+
+def _evaluate(arguments: dict, overrides: dict[str, str]) -> None:
+    from streamsynth import api
+
+    del overrides
+    api.evaluate(arguments["workdir"])
+
+
+def _report(arguments: dict, overrides: dict[str, str]) -> None:
+    from streamsynth import api
+
+    del overrides
+    api.report(arguments["workdir"])
+
+
+_VERBS = {"train": _train, "synthesize": _synthesize, "evaluate": _evaluate, "report": _report}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="streamsynth",
+        allow_abbrev=False,
+        description="Trains a language model over a stream of tasks to write synthetic training data.",
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(_VERBS) + "}")
+
+    def add(verb: str, description: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(verb, help=description, description=description, allow_abbrev=False)
+        sub.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
+        return sub
+
+    train = add("train", "Trains over the stream of a config; on a workdir that has a run, continues it.")
+    train.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="a Python file with get_config(arg), and its argument, such as tiny,seed=3; any key of it is "
+        "overridden with --config.some.key=value",
+    )
+    train.add_argument(
+        "--init_from", metavar="DIR", help="a finished run whose experience a new stream starts with"
+    )
+    synthesize = add("synthesize", "Writes a data set for a task with a trained policy.")
+    synthesize.add_argument("--task", required=True, help="a task of the run, or a spec such as files:DIR")
+    synthesize.add_argument("--rows", required=True, type=_positive, help="how many rows to write")
+    synthesize.add_argument(
+        "--output", required=True, metavar="DIR", help="the folder for train.jsonl and its card"
+    )
+    add("evaluate", "Evaluates the policy of a run on every task of its stream.")
+    add("report", "Writes the report of a run anew.")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.key=value` and `--config.key value` out of a command line."""
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE.")
+        if key in overrides:
+            raise UserError(f"--config.{key} is given twice; leave one out.")
+        overrides[key] = value
+    return rest, overrides
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,149 @@
+"""A small policy where no weights are named: tokenizer and maximum likelihood on (prompt, text) pairs.
+
+The pairs come from embedded worlds drawn without end, or from labelled files that the config names.
+Both are disjoint from the stream. The result is cached under a hash of everything it follows from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from absl import logging
+
+from streamsynth.errors import UserError
+from streamsynth.keys import numpy_rng, purpose_key
+from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
+from streamsynth.learner.optimizer import make_optimizer
+from streamsynth.learner.supervised import supervised_step
+from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
+from streamsynth.policy.tokenizer import Tokenizer, train_tokenizer
+from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.runtime.progress import Progress
+from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.stream.prompts import SHOWN, PromptFormat
+from streamsynth.tasks import sources, worlds
+from streamsynth.tasks.splits import normalise
+from streamsynth.tasks.task import Task
+
+_WORLDS = "worlds"
+
+
+def base_policy(config: Any, stream: Sequence[Task], *, cache_dir: str | os.PathLike[str]) -> Policy:
+    """The base policy of a config: from the cache, or trained now and cached.
+
+    Args:
+      config: the whole config; `policy`, `pretrain`, `seed` and the lengths in `rollout` matter.
+      stream: the tasks of the stream; none of their texts is trained on.
+      cache_dir: where trained policies are kept.
+
+    Raises:
+      UserError: where a pretraining source is also in the stream.
+    """
+    tasks = _pretrain_tasks(config, stream)
+    recipe = {
+        "policy": config.policy.to_dict(),
+        "pretrain": config.pretrain.to_dict(),
+        "lengths": [config.rollout.prompt_length, config.rollout.completion_length],
+        "seed": config.seed,
+        "worlds": worlds.content_hash() if config.pretrain.sources == (_WORLDS,) else None,
+        "texts": [_content_hash(task) for task in tasks],
+        "strategies": list(SHOWN.items()),
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    directory = pathlib.Path(cache_dir) / f"policy-{digest}"
+    if has_policy(directory):
+        logging.info("base policy %s: from the cache", digest)
+        return load_policy(directory)
+    tokenizer = train_tokenizer(_corpus(config, tasks), config.policy.vocab_size, STRATEGIES)
+    model = make_model(config, tokenizer)
+    policy = Policy(model, _train(config, model, tokenizer, tasks), tokenizer, digest)
+    save_policy(directory, policy)
+    return policy
+
+
+def make_model(config: Any, tokenizer: Tokenizer) -> Transformer:
+    """The network of a config, with the vocabulary the tokenizer really has."""
+    return Transformer(TransformerConfig(**{**config.policy.to_dict(), "vocab_size": tokenizer.vocab_size}))
+
+
+def _train(config: Any, model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task]) -> Any:
+    c = config.pretrain
+    form = PromptFormat(tokenizer, config.rollout.prompt_length, config.rollout.completion_length)
+    optimizer = make_optimizer(c.optimizer, c.steps)
+    params = init_params(model.config, purpose_key(config.seed, "init"))
+    opt_state = optimizer.init(params)
+    logged = 0
+    with Progress(c.steps, "pretraining") as progress:
+        for step in range(c.steps):
+            rng = numpy_rng(config.seed, "pretrain", step)
+            batch = lesson_batch(form, _lessons(config, tasks, step), rng, c.samples)
+            params, opt_state, metrics = supervised_step(
+                model, optimizer, params, opt_state, batch, prompt_weight=c.prompt_weight
+            )
+            if (step + 1) % c.log_every == 0 or step + 1 == c.steps:
+                done = (step + 1) - logged
+                logged += done
+                progress.advance(done, nll=float(metrics["nll/completion"]))
+    return params
+
+
+def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:
+    """The B lessons of one step, labels and worlds drawn afresh."""
+    c = config.pretrain
+    rng = numpy_rng(config.seed, "lessons", step)
+    if tasks:
+        drawn = [tasks[i] for i in rng.integers(len(tasks), size=c.prompts)]
+        return [task_lesson(task.labels[rng.integers(len(task.labels))], task.train) for task in drawn]
+    # Two lessons a world: drawing a world costs as much as writing forty of its sentences.
+    drawn = [worlds.pretrain_world(int(rng.integers(2**31))) for _ in range(-(-c.prompts // 2))]
+    return [_world_lesson(world, int(rng.integers(len(world.labels)))) for world in drawn * 2][: c.prompts]
+
+
+def _world_lesson(world: worlds.World, label: int) -> Lesson:
+    other = [k for k in range(len(world.labels)) if k != label]
+    return Lesson(
+        world.labels[label].name,
+        lambda rng, n: [world.sample(rng, label) for _ in range(n)],
+        lambda rng, n: [world.sample(rng, other[rng.integers(len(other))]) for _ in range(n)],
+    )
+
+
+def _pretrain_tasks(config: Any, stream: Sequence[Task]) -> list[Task]:
+    """The labelled files to pretrain on, less the texts of the stream; none where the source is the worlds."""
+    specs = tuple(config.pretrain.sources)
+    if specs == (_WORLDS,):
+        return []
+    used = {spec.split("?")[0].rstrip("/") for spec in config.stream.tasks}
+    for spec in specs:
+        if spec.split("?")[0].rstrip("/") in used:
+            raise UserError(
+                f"pretrain.sources names {spec!r}, which is also in stream.tasks: take it out of one of them."
+            )
+    theirs = {normalise(example.text) for task in stream for example in (*task.train, *task.test)}
+    tasks = [
+        sources.load(spec, examples_per_label=1, seed=config.seed, on_bad_row=config.stream.on_bad_row)
+        for spec in specs
+    ]
+    return [
+        dataclasses.replace(task, train=tuple(e for e in task.train if normalise(e.text) not in theirs))
+        for task in tasks
+    ]
+
+
+def _corpus(config: Any, tasks: Sequence[Task]) -> list[str]:
+    if tasks:
+        return [field for task in tasks for example in task.train for field in example.fields]
+    return worlds.corpus(config.seed, config.pretrain.corpus_sentences)
+
+
+def _content_hash(task: Task) -> str:
+    digest = hashlib.sha256()
+    for example in task.train:
+        digest.update(f"{example.label}\t{example.text}\n".encode())
+    return digest.hexdigest()[:16]

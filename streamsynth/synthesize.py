@@ -1,0 +1,225 @@
+"""From a policy and a task to a data set; and what a finished run is summarised by."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from streamsynth import assemble as assemble_lib
+from streamsynth.assemble import Setting
+from streamsynth.dataset.export import export, select
+from streamsynth.dataset.near_duplicates import NearDuplicates
+from streamsynth.dataset.rows import Row, read_rows
+from streamsynth.errors import UserError
+from streamsynth.evaluation import measure
+from streamsynth.keys import numpy_rng
+from streamsynth.learner.collect import score, write
+from streamsynth.learner.state import RunState
+from streamsynth.runtime import mesh as mesh_lib
+from streamsynth.runtime.progress import Progress
+from streamsynth.stream import patterns
+from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.stream.prompts import tokenise
+from streamsynth.tasks import sources
+from streamsynth.tasks.task import Task, split_fields
+from streamsynth.workdir import Workdir
+
+# A policy whose samples are accepted this rarely is given up.
+_MOST_SAMPLES_PER_ROW = 50
+
+
+def synthesize(
+    setting: Setting, state: RunState, workdir: Workdir, name: str, rows: int, output: pathlib.Path
+) -> dict[str, Any]:
+    """Writes `rows` accepted, different, balanced rows of a task into a folder.
+
+    Args:
+      setting, state: of a run.
+      workdir: its folder.
+      name: a task of its stream, or the spec of any other.
+      rows: how many.
+      output: the folder.
+
+    Returns:
+      The summary of `export`, with "asked" and "written".
+
+    Raises:
+      UserError: the task is unknown, or too few samples are accepted.
+    """
+    setting, index = _with_task(setting, name)
+    config, task = setting.config, setting.tasks[index]
+    shared = (
+        state
+        if index < len(state.tasks)
+        else state.replace(patterns=patterns.inherit(state.patterns, index + 1))
+    )
+    wanted = -(-rows // len(task.labels))
+    counts = dict.fromkeys(task.labels, 0)
+    seen = NearDuplicates(config.dataset.near_duplicate)
+    accepted: list[Row] = []
+    written_count = 0
+    with mesh_lib.use(setting.mesh), Progress(rows, f"synthesizing {task.name}") as progress:
+        batch = 0
+        while min(counts.values()) < wanted:
+            if written_count > _MOST_SAMPLES_PER_ROW * max(rows, 200):
+                poorest = min(counts, key=counts.get)
+                raise UserError(
+                    f"only {counts[poorest]} of {wanted} rows of label {poorest!r} were accepted among "
+                    f"{written_count} samples: ask for fewer --rows, or lower feedback.accept."
+                )
+            rng = numpy_rng(config.seed, f"synthesize/{task.name}/patterns", batch)
+            strategy = patterns.draw(shared.patterns, index, rng, config.rollout.prompts, setting.patterns)
+            written = write(
+                setting.model,
+                state.params,
+                setting.form,
+                setting.tokens[index],
+                strategy,
+                seed=config.seed,
+                purpose=f"synthesize/{task.name}",
+                steps=(batch,),
+                samples=config.rollout.samples,
+                temperature=config.rollout.temperature,
+                place=setting.place,
+            )
+            scored = score(
+                task, written, setting.rewards[index], setting.featurize, seen.seen, config.feedback
+            )
+            quality = np.asarray(scored.scores.quality)
+            for i in np.flatnonzero(quality >= config.feedback.accept):
+                label = task.labels[written.label[i]]
+                if counts[label] < wanted and not seen.seen(written.texts[i]):
+                    seen.add(written.texts[i])
+                    counts[label] += 1
+                    accepted.append(
+                        Row(
+                            fields=split_fields(written.texts[i], len(task.fields)),
+                            label=label,
+                            pattern=STRATEGIES[written.strategy[i]],
+                            step=batch,
+                            policy_version=int(state.policy_version),
+                            examples=written.shown[i // config.rollout.samples],
+                            scores={
+                                "quality": float(quality[i]),
+                                **{part: float(values[i]) for part, values in scored.scores.parts.items()},
+                            },
+                        )
+                    )
+                    progress.advance(1)
+            written_count += len(written.texts)
+            batch += 1
+    summary = export(
+        task,
+        accepted,
+        output,
+        threshold=config.dataset.near_duplicate,
+        config_summary={"run": workdir.path.name, "seed": config.seed, "policy": setting.policy.hash},
+    )
+    return {**summary, "asked": rows, "written": written_count}
+
+
+def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, Any]:
+    """What the report needs beside the journals: anchors, data sets, patterns, judges, the best rows.
+
+    The anchors of a task, all students with as many steps: on the examples alone, on all real data, on
+    the first rows of the run's data set, and on as many rows of the base policy, as they come and as
+    the best of n by the task's own judges.
+    """
+    config, names = setting.config, [task.name for task in setting.tasks]
+    anchors, datasets, best = {}, {}, {}
+    with mesh_lib.use(setting.mesh), Progress(len(names), "anchors") as progress:
+        for index, task in enumerate(setting.tasks):
+            rows, datasets[task.name] = select(
+                task,
+                read_rows(workdir.kept(task.name)),
+                per_label=config.dataset.per_label or None,
+                threshold=config.dataset.near_duplicate,
+            )
+            first = rows[: config.evaluation.rows_per_label * len(task.labels)]
+            anchors[task.name] = {
+                **measure.anchors(task, config, seed=config.seed),
+                "synthetic": _student(setting, task, first),
+                **_base_rows(setting, index),
+            }
+            best[task.name] = [
+                {"text": row.text, "label": row.label, "quality": row.quality} for row in rows[:20]
+            ]
+            progress.advance(1)
+    return {
+        "tasks": names,
+        "anchors": anchors,
+        "datasets": datasets,
+        "patterns": patterns.summary(state.patterns, len(names) - 1, setting.patterns),
+        "judges": {name: reward.summary() for name, reward in zip(names, setting.rewards, strict=True)},
+        "best_samples": best,
+    }
+
+
+def _student(setting: Setting, task: Task, rows: list[Row]) -> float:
+    label = np.array([task.labels.index(row.label) for row in rows], np.int64)
+    return measure.fit_student(
+        task, [row.text for row in rows], label, setting.config, seed=setting.config.seed
+    )["accuracy"]
+
+
+def _base_rows(setting: Setting, index: int) -> dict[str, float]:
+    """Students on rows of the base policy: the first that pass the gates, and the best of n."""
+    config, task = setting.config, setting.tasks[index]
+    drawn = measure.draw(
+        setting.model,
+        setting.policy.params,
+        setting.form,
+        task,
+        setting.tokens[index],
+        config,
+        seed=config.seed,
+        place=setting.place,
+        batches=config.evaluation.batches * config.evaluation.best_of,
+    )
+    tokens, mask = setting.form.pad_completions(
+        [setting.form.tokenizer.encode(text)[: setting.form.completion_length] for text in drawn.texts]
+    )
+    _, quality = setting.rewards[index](drawn.texts, drawn.label, tokens, mask)
+    per_label, count = config.evaluation.rows_per_label, len(task.labels)
+    first = measure.first_of_each(drawn.label, drawn.gates.passed, count, per_label)
+    order = np.argsort(-quality, kind="stable")
+    best = order[measure.first_of_each(drawn.label[order], drawn.gates.passed[order], count, per_label)]
+
+    def fit(chosen: np.ndarray) -> float:
+        texts = [drawn.texts[i] for i in chosen]
+        return measure.fit_student(task, texts, drawn.label[chosen], config, seed=config.seed)["accuracy"]
+
+    return {"base": fit(first), "base_best_of_n": fit(best)}
+
+
+def _with_task(setting: Setting, name: str) -> tuple[Setting, int]:
+    """The setting with the named task in it, and its index."""
+    names = [task.name for task in setting.tasks]
+    if name in names:
+        return setting, names.index(name)
+    if ":" not in name:
+        raise UserError(
+            f"--task={name}: the run has no such task ({', '.join(names)}); give one of them or a spec."
+        )
+    config = setting.config
+    task = sources.load(
+        name,
+        examples_per_label=config.stream.examples_per_label,
+        seed=config.seed,
+        on_bad_row=config.stream.on_bad_row,
+    )
+    tokens = tokenise(task, setting.policy.tokenizer)
+    context = assemble_lib.judge_context(setting.policy, setting.form, task, tokens)
+    reward = assemble_lib.make_reward(context, config.feedback.judges.to_dict())
+    return (
+        dataclasses.replace(
+            setting,
+            tasks=(*setting.tasks, task),
+            tokens=(*setting.tokens, tokens),
+            rewards=(*setting.rewards, reward),
+        ),
+        len(names),
+    )

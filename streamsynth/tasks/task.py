@@ -1,0 +1,67 @@
+"""What is asked for: a task and its labelled examples."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+# Between the fields of a two-field text (premise and hypothesis) wherever it travels as one string.
+# It is one piece of the policy's vocabulary.
+FIELD_SEPARATOR = "<field>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One labelled text. `fields` holds one string, or two as in sentence pairs."""
+
+    id: str
+    fields: tuple[str, ...]
+    label: str
+
+    @property
+    def text(self) -> str:
+        """The fields as the policy reads and writes them: one string."""
+        return join_fields(self.fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A data set that is wanted.
+
+    Attributes:
+      name: unique within a stream; also the name of its folder in the workdir.
+      description: one sentence.
+      labels: label names, in the order of their indices (K labels).
+      examples: the label budget: k per label. All that learning may see of the task's labels.
+      train: all real training data; only the anchor "real" is trained on it.
+      test: the real test set; only the final measure sees it.
+      fields: names of the fields, `("text",)` or for instance `("premise", "hypothesis")`.
+      kind: "classification".
+      verifier: exact test of a text against a label where one exists (embedded worlds), else None.
+      skipped_rows: malformed rows that were left out under `on_bad_row="skip"`.
+    """
+
+    name: str
+    description: str
+    labels: tuple[str, ...]
+    examples: tuple[Example, ...]
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+    fields: tuple[str, ...] = ("text",)
+    kind: str = "classification"
+    verifier: Callable[[str, str], bool] | None = None
+    skipped_rows: int = 0
+
+    def examples_of(self, label: str) -> tuple[Example, ...]:
+        """The examples of one label, in their fixed order."""
+        return tuple(example for example in self.examples if example.label == label)
+
+
+def join_fields(fields: tuple[str, ...]) -> str:
+    return f" {FIELD_SEPARATOR} ".join(fields)
+
+
+def split_fields(text: str, count: int) -> tuple[str, ...] | None:
+    """The `count` non-empty fields of a text as the policy wrote it, or None if it has another form."""
+    parts = tuple(part.strip() for part in text.split(FIELD_SEPARATOR))
+    return parts if len(parts) == count and all(parts) else None

@@ -1,0 +1,173 @@
+"""The stream, from the first task to the report.
+
+A run is a sequence of small pieces of work, each a function of (config, state) alone. After a kill the
+state of the last checkpoint says which piece comes next, and the journals are cut back to where they
+were then: what follows is bit for bit what would have followed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from streamsynth import assemble as assemble_lib
+from streamsynth.assemble import Setting
+from streamsynth.dataset.export import export
+from streamsynth.dataset.near_duplicates import NearDuplicates
+from streamsynth.dataset.rows import read_rows
+from streamsynth.errors import UserError
+from streamsynth.evaluation import measure
+from streamsynth.learner.state import RunState, extend
+from streamsynth.policy.store import Policy
+from streamsynth.runtime import mesh as mesh_lib
+from streamsynth.runtime.metrics import JournalWriter, MultiWriter, TensorBoardWriter
+from streamsynth.runtime.progress import Progress
+from streamsynth.tasks.task import Task
+from streamsynth.turn import begin_turn, learn
+from streamsynth.workdir import Workdir
+
+EXPERIENCES = ("sequential", "isolated")
+TARGETS = ("policy", "examples")
+
+
+def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy) -> tuple[Setting, RunState]:
+    """Runs the stream to its end, from the beginning or from the last checkpoint.
+
+    Args:
+      config: resolved.
+      workdir: checked against `config` (`Workdir.check`).
+      tasks: of the stream.
+      policy: the base policy.
+
+    Returns:
+      The fixed parts of the run, and its last state.
+    """
+    if config.stream.experience not in EXPERIENCES:
+        raise UserError(
+            f"stream.experience = {config.stream.experience!r}: choose one of {', '.join(EXPERIENCES)}."
+        )
+    if config.balance.target not in TARGETS:
+        raise UserError(f"balance.target = {config.balance.target!r}: choose one of {', '.join(TARGETS)}.")
+    setting = assemble_lib.assemble(config, tasks, policy)
+    names = tuple(task.name for task in tasks)
+    state = _restored(setting, workdir)
+
+    # --- The journals, cut back to where the state stands ---
+    journals = workdir.journals(names)
+    for journal, size in zip(journals, state.journals, strict=True):
+        journal.truncate(int(size))
+    metrics_journal, evaluations, *kept = journals
+    writer = MultiWriter(
+        [JournalWriter(metrics_journal), TensorBoardWriter(workdir.path / "tensorboard", int(state.step))]
+    )
+    r = config.rollout
+    logging.info(
+        "one length bucket: prompts of %d tokens, completions of %d; a step has %d prompts x %d samples",
+        r.prompt_length, r.completion_length, r.prompts, r.samples,
+    )  # fmt: skip
+
+    def save(state: RunState) -> RunState:
+        writer.flush()
+        for journal in journals:
+            journal.flush()
+        state = state.replace(journals=np.array([journal.size() for journal in journals], np.int64))
+        workdir.save(state, {"tasks": len(tasks), "config": config.to_dict()})
+        return state
+
+    # --- The stream ---
+    with mesh_lib.use(setting.mesh):
+        while True:
+            turn, done = int(state.turn), int(state.turn_step)
+            if np.isnan(state.transfer[0]).any():
+                state = evaluate_row(setting, state, 0, setting.policy.params, evaluations)
+            elif np.isnan(state.transfer[turn]).any():
+                state = evaluate_row(setting, state, turn, state.params, evaluations)
+            elif turn == len(tasks):
+                break
+            else:
+                seen = NearDuplicates(
+                    config.dataset.near_duplicate, (row.text for row in read_rows(workdir.kept(names[turn])))
+                )
+                with Progress(
+                    config.learner.steps, f"turn {turn + 1}/{len(tasks)} {names[turn]}"
+                ) as progress:
+                    progress.advance(max(done - 1, 0))
+                    while int(state.turn_step) <= config.learner.steps:
+                        if int(state.turn_step) == 0:
+                            state, metrics = begin_turn(setting, state)
+                        else:
+                            state, metrics, rows = learn(setting, state, seen)
+                            for row in rows:
+                                kept[turn].append(row.to_json())
+                            progress.advance(1, quality=metrics["reward/quality"])
+                        step = int(state.step) - 1
+                        writer.write_texts(step, {"task": names[turn]})
+                        writer.write_scalars(step, {"turn": turn + 1, **metrics})
+                        if int(state.step) % config.checkpoint.every == 0:
+                            state = save(state)
+                kept[turn].flush()
+                export_task(setting, workdir, turn)
+                state = state.replace(
+                    turn=np.int32(turn + 1), turn_step=np.int32(0), step=np.int32(state.step + 1)
+                )
+            state = save(state)
+    writer.close()  # and with it the metrics journal
+    for journal in (evaluations, *kept):
+        journal.close()
+    return setting, state
+
+
+def evaluate_row(setting: Setting, state: RunState, row: int, params: Any, journal: Any) -> RunState:
+    """Fills what is missing in row `row` of the transfer matrix with the given parameters."""
+    transfer = np.array(state.transfer)
+    missing = np.flatnonzero(np.isnan(transfer[row]))
+    with Progress(len(missing), f"evaluation after turn {row}") as progress:
+        for j in missing:
+            record = {"turn": row, **evaluate_task(setting, params, int(j))}
+            journal.append(record)
+            transfer[row, j] = record["accuracy"]
+            progress.advance(1, accuracy=record["accuracy"])
+    return state.replace(transfer=transfer, step=np.int32(state.step + 1))
+
+
+def evaluate_task(setting: Setting, params: Any, index: int) -> dict[str, Any]:
+    """One cell: what a policy is worth for one task. The same prompts and keys whatever the policy."""
+    config, task = setting.config, setting.tasks[index]
+    drawn = measure.draw(
+        setting.model,
+        params,
+        setting.form,
+        task,
+        setting.tokens[index],
+        config,
+        seed=config.seed,
+        place=setting.place,
+    )
+    return measure.cell(task, drawn, config, seed=config.seed)
+
+
+def export_task(setting: Setting, workdir: Workdir, index: int) -> dict[str, Any]:
+    """Writes the data set of a task from its kept rows."""
+    config, task = setting.config, setting.tasks[index]
+    return export(
+        task,
+        read_rows(workdir.kept(task.name)),
+        workdir.dataset(task.name),
+        per_label=config.dataset.per_label or None,
+        threshold=config.dataset.near_duplicate,
+        config_summary={"seed": config.seed, "steps": config.learner.steps, "policy": setting.policy.hash},
+    )
+
+
+def _restored(setting: Setting, workdir: Workdir) -> RunState:
+    """The state of the last checkpoint, with places for appended tasks, or the first state."""
+    old = workdir.tasks_in_checkpoint()
+    if not old:
+        return assemble_lib.first_state(setting)
+    before = dataclasses.replace(setting, tasks=setting.tasks[:old])
+    state = workdir.restore(assemble_lib.first_state(before))
+    logging.info("continuing after step %d of %s", int(state.step), workdir.path)
+    return extend(state, setting.config, tuple(len(task.labels) for task in setting.tasks))

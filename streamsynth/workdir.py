@@ -1,0 +1,106 @@
+"""A run's folder: which files it has, and what it takes to continue in it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from streamsynth import config as config_lib
+from streamsynth.errors import UserError
+from streamsynth.learner.state import RunState, from_tree, to_tree
+from streamsynth.runtime.checkpoint import Checkpoints
+from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.journal import Journal
+
+# Keys that may differ between a run and its continuation: they change nothing of what is computed.
+_FREE = ("checkpoint.", "cache_dir")
+
+
+class Workdir:
+    """Paths and journals of a run.
+
+    config.json, metrics.jsonl, evaluations.jsonl, kept/TASK.jsonl, checkpoints/, policy/ (the base
+    policy), datasets/TASK/, report/, summary.json, tensorboard/.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, keep: int = 2):
+        self.path = pathlib.Path(directory)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+
+    @property
+    def policy(self) -> pathlib.Path:
+        return self.path / "policy"
+
+    def kept(self, task: str) -> pathlib.Path:
+        return self.path / "kept" / f"{task}.jsonl"
+
+    def dataset(self, task: str) -> pathlib.Path:
+        return self.path / "datasets" / task
+
+    def journals(self, tasks: tuple[str, ...]) -> tuple[Journal, ...]:
+        """Metrics, evaluations, and each task's kept rows: the order of `RunState.journals`."""
+        return (
+            Journal(self.path / "metrics.jsonl"),
+            Journal(self.path / "evaluations.jsonl"),
+            *(Journal(self.kept(name)) for name in tasks),
+        )
+
+    def config(self) -> ConfigDict:
+        """The config of the run.
+
+        Raises:
+          UserError: there is no run here.
+        """
+        path = self.path / "config.json"
+        if not path.is_file():
+            raise UserError(
+                f"{self.path} holds no run (no config.json): give the --workdir of a train command."
+            )
+        return config_lib.from_json(path.read_text(), str(path))
+
+    def write_config(self, config: ConfigDict) -> None:
+        atomic_write(self.path / "config.json", config_lib.to_json(config))
+
+    def check(self, config: ConfigDict) -> int:
+        """Whether `config` may go on with what is here, and how many tasks the stream had so far.
+
+        Raises:
+          UserError: the run here has another config; only appending tasks to its stream is allowed.
+        """
+        if not (self.path / "config.json").is_file():
+            if self.path.is_dir() and any(self.path.iterdir()):
+                raise UserError(f"{self.path} is not empty and holds no run: give an empty or new --workdir.")
+            return 0
+        old = self.config()
+        before, after = tuple(old.stream.tasks), tuple(config.stream.tasks)
+        if after[: len(before)] != before:
+            raise UserError(
+                f"stream.tasks of {self.path} begins with {', '.join(before)}: a continued stream may only "
+                "append tasks; use a new --workdir with --init_from to start anew with this experience."
+            )
+        changed = config_lib.differences(old, config)
+        for key, (was, now) in changed.items():
+            if key != "stream.tasks" and not key.startswith(_FREE):
+                raise UserError(
+                    f"{self.path} is a run of another config: {key} was {was} and is now {now}; "
+                    "restore the key or use a new --workdir."
+                )
+        return len(before)
+
+    def save(self, state: RunState, meta: dict[str, Any]) -> None:
+        """Checkpoints the whole state."""
+        self.checkpoints.save(int(state.step), to_tree(state), meta)
+
+    def restore(self, template: RunState) -> RunState | None:
+        """The state of the last checkpoint, placed as `template` is, or None without one."""
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return None
+        return from_tree(template, self.checkpoints.restore(step, to_tree(template)))
+
+    def tasks_in_checkpoint(self) -> int:
+        """How many tasks the stream had when the last checkpoint was written."""
+        step = self.checkpoints.latest_step()
+        return 0 if step is None else int(self.checkpoints.meta(step)["tasks"])

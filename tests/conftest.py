@@ -1,0 +1,41 @@
+"""What all tests share: the CPU, one compilation cache, and the folder of real data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# Before JAX is imported anywhere. Tests state what they need of a device; by default it is the CPU.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+# Tests that start the command several times compile the same programs each time: the processes of one
+# test session share what they compiled. Workers of a parallel session find the name set already.
+_OWN_CACHE = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _OWN_CACHE = tempfile.mkdtemp(prefix="streamsynth-test-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
+
+# A busy machine is no failure, and a run that failed fails again the same way.
+settings.register_profile("streamsynth", deadline=None, derandomize=True)
+settings.load_profile("streamsynth")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_unconfigure() -> None:
+    if _OWN_CACHE is not None:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real data sets and weights; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("STREAMSYNTH_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip("no folder of real data; name one with STREAMSYNTH_SHARED")
+    return folder

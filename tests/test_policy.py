@@ -1,0 +1,288 @@
+"""The network, its log-probabilities and its sampler."""
+
+import dataclasses
+import functools
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+
+from streamsynth.errors import UserError
+from streamsynth.keys import purpose_key, sample_keys
+from streamsynth.policy.logprobs import group_logprobs
+from streamsynth.policy.rollout import rollout
+from streamsynth.policy.sampling import inverse_cdf
+from streamsynth.policy.transformer import (
+    RMSNorm,
+    Transformer,
+    TransformerConfig,
+    init_params,
+    logical_axes,
+    stack_layers,
+)
+from streamsynth.pytrees import Prompts
+
+CONFIG = TransformerConfig(vocab_size=61, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48)
+EOS = 2
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def make_prompts(rng, batch, length, vocab=61):
+    sizes = rng.integers(1, length + 1, size=batch)
+    mask = np.arange(length) < sizes[:, None]
+    tokens = np.where(mask, rng.integers(3, vocab, size=(batch, length)), 0).astype(np.int32)
+    return Prompts(tokens, mask, np.zeros(batch, np.int32), np.zeros(batch, np.int32))
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def plain_sequence(model, params, tokens, temperature):
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, _ = model.apply({"params": params}, tokens, positions)
+    return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits") / temperature, axis=-1)
+
+
+def plain_logprobs(model, params, prompts, tokens, mask, temperature):
+    """The oracle: each prompt and completion as one plain sequence of its own."""
+    group, room = len(tokens) // len(prompts.tokens), prompts.tokens.shape[1] + tokens.shape[1]
+    out = np.zeros(tokens.shape)
+    for n, (completion, real) in enumerate(zip(tokens, mask, strict=True)):
+        prompt = prompts.tokens[n // group][prompts.mask[n // group]]
+        sequence = np.concatenate([prompt, completion[: real.sum()]])
+        padded = np.pad(sequence, (0, room - len(sequence)))[None]
+        logprobs = plain_sequence(model, params, padded, temperature)[0]
+        for t in range(real.sum()):
+            out[n, t] = logprobs[len(prompt) - 1 + t, completion[t]]
+    return out
+
+
+def test_greedy_text_of_a_real_llama(shared):
+    """Rotary halves, grouped heads, norms and cache against 200 tokens that `transformers` wrote."""
+    directory = shared / "weights" / "stories260K"
+    hf = json.loads((directory / "config.json").read_text())
+    weights = load_file(directory / "model.safetensors")
+    config = TransformerConfig(
+        vocab_size=hf["vocab_size"],
+        width=hf["hidden_size"],
+        layers=hf["num_hidden_layers"],
+        heads=hf["num_attention_heads"],
+        kv_heads=hf["num_key_value_heads"],
+        head_width=hf["hidden_size"] // hf["num_attention_heads"],
+        mlp_width=hf["intermediate_size"],
+        norm_epsilon=hf["rms_norm_eps"],
+    )
+    params = {
+        "embedding": weights["model.embed_tokens.weight"],
+        "final_norm": {"scale": weights["model.norm.weight"]},
+    }
+    names = {
+        "query": "self_attn.q_proj",
+        "key": "self_attn.k_proj",
+        "value": "self_attn.v_proj",
+        "out": "self_attn.o_proj",
+        "gate": "mlp.gate_proj",
+        "up": "mlp.up_proj",
+        "down": "mlp.down_proj",
+    }
+    for i in range(config.layers):
+        prefix = f"model.layers.{i}."
+        layer = {ours: {"kernel": weights[f"{prefix}{theirs}.weight"].T} for ours, theirs in names.items()}
+        layer["attention_norm"] = {"scale": weights[prefix + "input_layernorm.weight"]}
+        layer["mlp_norm"] = {"scale": weights[prefix + "post_attention_layernorm.weight"]}
+        params[f"layers_{i}"] = layer
+    start = Prompts(
+        np.ones((1, 1), np.int32), np.ones((1, 1), bool), np.zeros(1, np.int32), np.zeros(1, np.int32)
+    )
+    expected = json.loads((directory / "greedy.json").read_text())["greedy"]
+    # Near temperature 0 the sampler is greedy. The end-of-text id is one that never comes.
+    drawn = rollout(
+        Transformer(config),
+        params,
+        start,
+        sample_keys(jax.random.key(0), 1, 1),
+        1e-5,
+        samples=1,
+        length=200,
+        eos=-1,
+    )
+    assert [int(t) for t in drawn.tokens[0]] == expected[-200:]
+
+
+@settings(max_examples=8, deadline=None)
+@given(shape=st.sampled_from([(3, 2, 9, 7), (1, 4, 1, 1)]), seed=st.integers(0, 999))
+def test_rollout_logprobs_are_those_of_the_plain_sequence(params, shape, seed):
+    """Sampled, teacher-forced over the shared prompt, and recomputed sequence by sequence: all equal."""
+    batch, group, prompt, length = shape
+    prompts = make_prompts(np.random.default_rng(seed), batch, prompt)
+    keys = sample_keys(purpose_key(seed, "rollout", 0), batch, group)
+    model = Transformer(CONFIG)
+    drawn = jax.device_get(rollout(model, params, prompts, keys, 1.3, samples=group, length=length, eos=EOS))
+    forced = group_logprobs(model, params, prompts, drawn.tokens, drawn.mask, 1.3, chunk=5)
+    np.testing.assert_allclose(drawn.logprobs, forced.logprobs, atol=1e-4)
+    expected = plain_logprobs(model, params, prompts, drawn.tokens, drawn.mask, 1.3)
+    np.testing.assert_allclose(drawn.logprobs, expected, atol=1e-4)
+
+
+def test_shared_prompt_equals_repeated_prompt_in_values_and_gradients(params):
+    rng = np.random.default_rng(0)
+    prompts = make_prompts(rng, 3, 8)
+    repeated = jax.tree.map(lambda x: np.repeat(x, 4, axis=0), prompts)
+    tokens = rng.integers(3, 61, size=(12, 6)).astype(np.int32)
+    mask = np.arange(6) < rng.integers(1, 7, size=(12, 1))
+    weight = rng.normal(size=(12, 6)).astype(np.float32)
+    model = Transformer(CONFIG)
+
+    def loss(p, prompts):
+        return (group_logprobs(model, p, prompts, tokens, mask, 0.8, chunk=16).logprobs * weight).sum()
+
+    shared_value, shared_grad = jax.value_and_grad(loss)(params, prompts)
+    repeated_value, repeated_grad = jax.value_and_grad(loss)(params, repeated)
+    np.testing.assert_allclose(shared_value, repeated_value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), shared_grad, repeated_grad
+    )
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_layers_equal_unrolled_ones(params, remat):
+    rng = np.random.default_rng(1)
+    prompts = make_prompts(rng, 2, 7)
+    tokens = rng.integers(3, 61, size=(6, 5)).astype(np.int32)
+    mask = np.ones((6, 5), bool)
+    scanned = Transformer(dataclasses.replace(CONFIG, scan_layers=True, remat=remat))
+    stacked = stack_layers(params, CONFIG.layers)
+
+    def run(model, p):
+        return jax.value_and_grad(lambda p: group_logprobs(model, p, prompts, tokens, mask).logprobs.sum())(p)
+
+    value, grad = run(Transformer(CONFIG), params)
+    scanned_value, scanned_grad = run(scanned, stacked)
+    np.testing.assert_allclose(value, scanned_value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
+        stack_layers(grad, CONFIG.layers),
+        scanned_grad,
+    )
+    keys = sample_keys(jax.random.key(1), 2, 3)
+    one = rollout(Transformer(CONFIG), params, prompts, keys, 1.0, samples=3, length=5, eos=EOS)
+    two = rollout(scanned, stacked, prompts, keys, 1.0, samples=3, length=5, eos=EOS)
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    assert jax.tree.structure(
+        logical_axes(scanned.config), is_leaf=lambda x: isinstance(x, tuple)
+    ) == jax.tree.structure(stacked)
+
+
+def test_every_parameter_has_logical_axes():
+    axes = logical_axes(CONFIG)
+    shapes = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
+    flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
+    assert [len(spec) for spec in flat] == [leaf.ndim for leaf in jax.tree.leaves(shapes)]
+    assert all(name is not None for spec in flat for name in spec)
+
+
+def test_prompt_is_kept_once_not_once_a_sample(params):
+    """The compiled sampler's buffers grow with B * P, not with B * G * P."""
+    model = Transformer(CONFIG)
+
+    def temporary_bytes(samples):
+        prompts = make_prompts(np.random.default_rng(0), 2, 512)
+        keys = sample_keys(jax.random.key(0), 2, samples)
+        compiled = rollout.lower(
+            model, params, prompts, keys, 1.0, samples=samples, length=2, eos=EOS
+        ).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    growth = temporary_bytes(64) - temporary_bytes(32)
+    copies_of_the_prompt_cache = 2 * 32 * CONFIG.layers * 2 * CONFIG.kv_heads * 512 * CONFIG.head_width * 4
+    assert growth < 0.5 * copies_of_the_prompt_cache
+
+
+def test_training_never_makes_all_logits():
+    config = TransformerConfig(
+        vocab_size=4096, width=16, layers=1, heads=2, kv_heads=1, head_width=8, mlp_width=16
+    )
+    params = init_params(config, jax.random.key(0))
+    prompts = make_prompts(np.random.default_rng(0), 8, 4, 4096)
+    tokens, mask = np.ones((64, 32), np.int32), np.ones((64, 32), bool)
+
+    def loss(p):
+        return group_logprobs(Transformer(config), p, prompts, tokens, mask, 1.0, chunk=64).logprobs.sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 64 * 32 * 4096 * 4 / 2
+
+
+@settings(max_examples=30, deadline=None)
+@given(vocab=st.integers(2, 40), seed=st.integers(0, 10_000))
+def test_inverse_cdf_covers_each_token_by_its_probability(vocab, seed):
+    """Over an even grid of uniforms each token's share is its probability; its log-probability is right."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=vocab).astype(np.float32) * 3
+    logits[rng.integers(vocab)] = -np.inf
+    grid = (np.arange(4000) + 0.5).astype(np.float32) / 4000
+    tokens, logprobs = inverse_cdf(jnp.broadcast_to(logits, (4000, vocab)), grid)
+    expected = np.exp(logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64)))
+    share = np.bincount(tokens, minlength=vocab) / 4000
+    np.testing.assert_allclose(share, expected, atol=2 / 4000 + 1e-4)
+    np.testing.assert_allclose(np.exp(logprobs), expected[np.asarray(tokens)], rtol=1e-4)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_inverse_cdf_never_draws_the_impossible(uniform):
+    logits = jnp.array([[-jnp.inf, -jnp.inf, 0.0, 1.0, 0.5, -jnp.inf, -jnp.inf]])
+    token, _ = inverse_cdf(logits, jnp.array([uniform], jnp.float32))
+    assert int(token[0]) in (2, 3, 4)
+
+
+def test_no_two_samples_of_a_run_share_their_randomness():
+    """Uniform logits, 5 steps x 8 prompts x 16 samples: repeats are as rare as chance allows."""
+    config = TransformerConfig(
+        vocab_size=64, width=8, layers=1, heads=1, kv_heads=1, head_width=8, mlp_width=8
+    )
+    params = jax.tree.map(jnp.zeros_like, init_params(config, jax.random.key(0)))
+    prompts = make_prompts(np.random.default_rng(0), 8, 3, 64)
+    seen = []
+    for step in range(5):
+        keys = sample_keys(purpose_key(0, "rollout", step), 8, 16)
+        drawn = rollout(Transformer(config), params, prompts, keys, 1.0, samples=16, length=4, eos=-1)
+        seen += [tuple(row) for row in np.asarray(drawn.tokens)]
+    # 640 draws from 64^4 equally likely texts: 0.012 repeats are expected; three have chance 3e-7.
+    assert len(seen) - len(set(seen)) < 3
+
+
+def test_completions_end_at_the_end_of_text(params):
+    prompts = make_prompts(np.random.default_rng(0), 4, 5)
+    keys = sample_keys(jax.random.key(3), 4, 32)
+    drawn = jax.device_get(
+        rollout(Transformer(CONFIG), params, prompts, keys, 3.0, samples=32, length=30, eos=EOS)
+    )
+    assert 0 < drawn.finished.sum() < len(drawn.finished)
+    for tokens, mask, logprobs, finished in zip(
+        drawn.tokens, drawn.mask, drawn.logprobs, drawn.finished, strict=True
+    ):
+        size = mask.sum()
+        assert mask[:size].all() and (logprobs[size:] == 0).all() and (tokens[size:] == EOS).all()
+        assert finished == (tokens[size - 1] == EOS) and EOS not in tokens[: size - 1]
+
+
+@pytest.mark.parametrize("change", [{"heads": 3, "kv_heads": 2}, {"head_width": 7}])
+def test_impossible_shapes_are_refused(change):
+    with pytest.raises(UserError, match="policy"):
+        TransformerConfig(**{"vocab_size": 8, **change})
+
+
+def test_norm_is_float32_exact():
+    x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32) * 100
+    norm = RMSNorm(1e-6)
+    got = norm.apply(nn.meta.unbox(norm.init(jax.random.key(0), x)), x)
+    x64 = x.astype(np.float64)
+    np.testing.assert_allclose(got, x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6), rtol=1e-5)
