@@ -26,6 +26,7 @@ from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
 from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
 from streamsynth.runtime.files import atomic_write
+from streamsynth.stream import patterns
 from streamsynth.workdir import Workdir
 
 Path = str | os.PathLike[str]
@@ -42,7 +43,7 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     Args:
       config: resolved.
       workdir: the run's folder; new, or holding a run of the same config or of a prefix of its stream.
-      init_from: a finished run, whose policy and pattern statistics a new stream starts from.
+      init_from: a run whose policy and pattern statistics a new stream starts from.
 
     Returns:
       What report/results.json holds.
@@ -51,19 +52,25 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
       UserError: naming the key, file or folder and the mend.
     """
     start = time.monotonic()
+    assemble_lib.check(config)
     place = Workdir(workdir, config.checkpoint.keep)
     place.check(config)
     tasks = assemble_lib.load_tasks(config)
-    experience = _experience(init_from, config)
-    place.path.mkdir(parents=True, exist_ok=True)
     if has_policy(place.policy):
+        if init_from is not None and place.experience() is None:
+            raise UserError(f"{place.path} holds a run that began without --init_from: leave it out.")
         policy = load_policy(place.policy)
+        place.write_config(config)
     else:
-        policy = experience or pretrain.base_policy(
-            config, tasks, cache_dir=assemble_lib.cache_directory(config)
-        )
+        if init_from is None:
+            policy = pretrain.base_policy(config, tasks, cache_dir=assemble_lib.cache_directory(config))
+        else:
+            policy, learned = _experience(init_from, config)
+        # The policy comes last: where it is, the rest is, and a kill in between starts over.
+        place.write_config(config)
+        if init_from is not None:
+            place.write_experience(learned)
         save_policy(place.policy, policy)
-    place.write_config(config)
     pretrained = time.monotonic()
     setting, state = train_lib.train(config, place, tasks, policy)
     trained = time.monotonic()
@@ -122,17 +129,16 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     """The fixed parts and the latest state of a run."""
     place = Workdir(workdir)
     config = place.config()
+    assemble_lib.check(config)
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
     tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
-    setting = assemble_lib.assemble(config, tasks, load_policy(place.policy))
+    setting = assemble_lib.assemble(config, tasks, load_policy(place.policy), place.experience())
     return setting, place.restore(assemble_lib.first_state(setting)), place
 
 
-def _experience(init_from: Path | None, config: ConfigDict) -> Policy | None:
-    """The last policy of another run, as the base policy of this one."""
-    if init_from is None:
-        return None
+def _experience(init_from: Path, config: ConfigDict) -> tuple[Policy, patterns.State]:
+    """The last policy of another run, as the base policy of this one, and its patterns."""
     setting, state, place = _finished(init_from)
     for key, was in place.config().policy.items():
         if config.policy[key] != was:
@@ -141,7 +147,8 @@ def _experience(init_from: Path | None, config: ConfigDict) -> Policy | None:
                 "make them equal."
             )
     policy = setting.policy
-    return Policy(policy.model, state.params, policy.tokenizer, f"{policy.hash}+{int(state.policy_version)}")
+    digest = f"{policy.hash}+{int(state.policy_version)}"
+    return Policy(policy.model, state.params, policy.tokenizer, digest), state.patterns
 
 
 def _commit() -> str | None:

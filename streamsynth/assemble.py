@@ -11,29 +11,32 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
+from streamsynth import pretrain, validate
 from streamsynth.errors import UserError
-from streamsynth.feedback.reward import JudgeContext, Reward, make_reward
+from streamsynth.feedback.reward import JudgeContext, Reward, check_judges, make_reward
 from streamsynth.learner.collect import Featurizer
 from streamsynth.learner.objective import ObjectiveConfig
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_state
 from streamsynth.policy.store import Policy
-from streamsynth.policy.transformer import logical_axes
+from streamsynth.policy.transformer import TransformerConfig, logical_axes
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat, TaskTokens, tokenise
-from streamsynth.tasks import sources
+from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.task import Task
-
-FEATURES = ("ngrams", "hidden")
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """The fixed parts of a run. `place` puts a batch on the mesh, split along its first axis."""
+    """The fixed parts of a run.
+
+    `experience` is what the patterns of an earlier run had learned, where there was one. `place` puts a
+    batch on the mesh, split along its first axis.
+    """
 
     config: Any
     mesh: Mesh
@@ -47,11 +50,42 @@ class Setting:
     objective: ObjectiveConfig
     scheduler: scheduler.Config
     patterns: patterns.Config
+    experience: patterns.State | None
     place: Callable[[Any], Any]
 
     @property
     def model(self):
         return self.policy.model
+
+
+def check(config: Any) -> None:
+    """Whatever can be said of a config before its policy is there, so that mistakes do not wait for that.
+
+    Raises:
+      UserError: naming the key that does not fit.
+    """
+    validate.check(config)
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
+    mesh_lib.check_batch(config.rollout.prompts, "rollout.prompts", mesh)
+    mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
+    check_judges(config.feedback.judges.to_dict())
+    patterns.Config(**config.patterns.to_dict())
+    for name in config.evaluation.strategies:
+        if name not in STRATEGIES:
+            raise UserError(
+                f"evaluation.strategies has {name!r}, which is none: choose among {', '.join(STRATEGIES)}."
+            )
+    worlds.Difficulty(**config.worlds.to_dict())
+    planned = _scheduler(config)
+    if planned.max_replayed > config.replay.capacity:
+        raise UserError(
+            f"replay.capacity = {config.replay.capacity} is less than the {planned.max_replayed} samples a "
+            "step that replay.share asks for: raise the one or lower the other."
+        )
+    make_optimizer(config.optimizer, 1)
+    make_optimizer(config.pretrain.optimizer, 1, "pretrain.optimizer")
+    TransformerConfig(**config.policy.to_dict())
+    pretrain.check_sources(config)
 
 
 def load_tasks(config: Any) -> tuple[Task, ...]:
@@ -71,6 +105,7 @@ def load_tasks(config: Any) -> tuple[Task, ...]:
             train_limit=s.train_limit or None,
             test_limit=s.test_limit or None,
             on_bad_row=s.on_bad_row,
+            difficulty=worlds.Difficulty(**config.worlds.to_dict()),
         )
         for spec in s.tasks
     )
@@ -83,22 +118,22 @@ def load_tasks(config: Any) -> tuple[Task, ...]:
     return tasks
 
 
-def assemble(config: Any, tasks: Sequence[Task], policy: Policy) -> Setting:
-    """Builds and checks every fixed part; judges are measured here.
+def assemble(
+    config: Any, tasks: Sequence[Task], policy: Policy, experience: patterns.State | None = None
+) -> Setting:
+    """Builds every fixed part; judges are measured here.
+
+    Args:
+      config: that passed `check`.
+      tasks: of the stream.
+      policy: the base policy.
+      experience: of the patterns, from an earlier run.
 
     Raises:
       UserError: naming the key that does not fit.
     """
     r, f = config.rollout, config.feedback
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
-    mesh_lib.check_batch(r.prompts, "rollout.prompts", mesh)
-    mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
-    if f.features not in FEATURES:
-        raise UserError(
-            f"feedback.features = {f.features!r} is not known: choose one of {', '.join(FEATURES)}."
-        )
-    if r.temperature <= 0:
-        raise UserError(f"rollout.temperature = {r.temperature} must be above 0.")
     form = PromptFormat(policy.tokenizer, r.prompt_length, r.completion_length)
     tokens = tuple(tokenise(task, policy.tokenizer) for task in tasks)
     axes = logical_axes(policy.model.config)
@@ -121,11 +156,17 @@ def assemble(config: Any, tasks: Sequence[Task], policy: Policy) -> Setting:
         featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.params, form),
         optimizer=make_optimizer(config.optimizer, config.learner.steps * len(tasks)),
         objective=ObjectiveConfig(**config.objective.to_dict()),
-        scheduler=scheduler.Config(
-            **config.scheduler.to_dict(), samples=r.prompts * r.samples, share=config.replay.share
-        ),
+        scheduler=_scheduler(config),
         patterns=patterns.Config(**config.patterns.to_dict()),
+        experience=experience,
         place=lambda tree: jax.device_put(tree, batch),
+    )
+
+
+def _scheduler(config: Any) -> scheduler.Config:
+    r = config.rollout
+    return scheduler.Config(
+        **config.scheduler.to_dict(), samples=r.prompts * r.samples, share=config.replay.share
     )
 
 
@@ -137,6 +178,9 @@ def judge_context(policy: Policy, form: PromptFormat, task: Task, tokens: TaskTo
         for name, examples in zip(tokens.names, tokens.examples, strict=True)
     ]
     count = len(prompts)
+    # A text may be among the examples twice.
+    read = {e.text for label in task.labels for e in task.examples_of(label)[:shown]}
+    held_back = [e for label in task.labels for e in task.examples_of(label)[shown:] if e.text not in read]
 
     def encode(texts):
         # A text that is too long is cut: the judge reads what the policy could have written of it.
@@ -148,7 +192,7 @@ def judge_context(policy: Policy, form: PromptFormat, task: Task, tokens: TaskTo
         model=policy.model,
         base=policy.params,
         prompts=form.pad_prompts(prompts, np.arange(count), np.zeros(count)),
-        held_back=tuple(e for label in task.labels for e in task.examples_of(label)[shown:]),
+        held_back=tuple(held_back),
         encode=encode,
     )
 
@@ -158,8 +202,23 @@ def first_state(setting: Setting) -> RunState:
     params = copy(setting.policy.params)
     opt_state = jax.jit(setting.optimizer.init)(params)
     labels = tuple(len(task.labels) for task in setting.tasks)
-    state = new_state(setting.config, labels, params, opt_state)
-    return state.replace(reference=copy(setting.policy.params))
+    state = new_state(setting.config, labels, params, opt_state, setting.experience)
+    return on_mesh(setting, state.replace(reference=copy(setting.policy.params)))
+
+
+def on_mesh(setting: Setting, state: RunState) -> RunState:
+    """The state with all that programs work on lying where they give it back.
+
+    Otherwise the second step would meet another placement than the first and compile everything again.
+    """
+    everywhere = mesh_lib.replicated(setting.mesh)
+
+    def place(leaf: Any) -> jax.Array:
+        placed = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
+        return leaf if placed else jax.device_put(leaf, everywhere)
+
+    parts = ("opt_state", "tasks", "spread", "balance")
+    return state.replace(**{name: jax.tree.map(place, getattr(state, name)) for name in parts})
 
 
 def copy(tree: Any) -> Any:

@@ -12,7 +12,7 @@ def default_config() -> ConfigDict:
             seed=0,
             mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 takes what is left
             policy=dict(
-                vocab_size=1500,  # at most; the tokenizer takes fewer where its corpus is small
+                vocab_size=2400,  # at most; the tokenizer takes fewer where its corpus is small
                 width=96,
                 layers=3,
                 heads=4,
@@ -24,20 +24,25 @@ def default_config() -> ConfigDict:
                 scan_layers=False,
                 remat=False,
             ),
+            worlds=dict(  # how hard the embedded worlds are, in pretraining and in the stream
+                cores_per_label=4,  # of a label; each makes up to sixteen frames
+                words_per_category=8,
+                odd_category_rate=0.2,  # how often a label departs from its world in a side role
+            ),
             pretrain=dict(
                 sources=("worlds",),  # or files: and tfds: specs, disjoint from stream.tasks
                 corpus_sentences=20_000,  # for the tokenizer, where the sources are worlds
                 steps=1000,
-                prompts=16,  # B
-                samples=4,  # G targets a prompt
+                prompts=20,  # B
+                samples=2,  # G targets a prompt
                 prompt_weight=0.5,  # of the likelihood of the examples that the prompts show
                 log_every=20,
-                optimizer=optimizer(learning_rate=3e-3, warmup=50, schedule="cosine"),
+                optimizer=optimizer(name="muon", learning_rate=8e-3, warmup=50, schedule="cosine"),
             ),
             rollout=dict(
                 prompts=16,  # B
                 samples=8,  # G
-                prompt_length=112,  # P, in tokens
+                prompt_length=104,  # P, in tokens
                 completion_length=24,  # T
                 temperature=1.0,
             ),
@@ -110,6 +115,8 @@ def default_config() -> ConfigDict:
                 per_label=0, near_duplicate=0.8
             ),  # rows a label in the data set; 0 takes what is balanced
             evaluation=dict(
+                # What the policy is asked for when it is measured: not by the label's name alone.
+                strategies=("imitate", "vary_one", "combine_two", "contrast"),
                 prompts=40,  # a multiple of the number of strategies spreads them evenly
                 samples=8,
                 batches=1,

@@ -26,7 +26,7 @@ from streamsynth.policy.tokenizer import Tokenizer, train_tokenizer
 from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
 from streamsynth.runtime.progress import Progress
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat
+from streamsynth.stream.prompts import SHOWN, PromptFormat, label_text
 from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.splits import normalise
 from streamsynth.tasks.task import Task
@@ -38,7 +38,8 @@ def base_policy(config: Any, stream: Sequence[Task], *, cache_dir: str | os.Path
     """The base policy of a config: from the cache, or trained now and cached.
 
     Args:
-      config: the whole config; `policy`, `pretrain`, `seed` and the lengths in `rollout` matter.
+      config: the whole config; `policy`, `pretrain`, `worlds`, `seed` and the lengths in `rollout`
+        matter.
       stream: the tasks of the stream; none of their texts is trained on.
       cache_dir: where trained policies are kept.
 
@@ -51,7 +52,7 @@ def base_policy(config: Any, stream: Sequence[Task], *, cache_dir: str | os.Path
         "pretrain": config.pretrain.to_dict(),
         "lengths": [config.rollout.prompt_length, config.rollout.completion_length],
         "seed": config.seed,
-        "worlds": worlds.content_hash() if config.pretrain.sources == (_WORLDS,) else None,
+        "worlds": worlds.content_hash(_difficulty(config)) if config.pretrain.sources == (_WORLDS,) else None,
         "texts": [_content_hash(task) for task in tasks],
         "strategies": list(SHOWN.items()),
     }
@@ -75,7 +76,7 @@ def make_model(config: Any, tokenizer: Tokenizer) -> Transformer:
 def _train(config: Any, model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task]) -> Any:
     c = config.pretrain
     form = PromptFormat(tokenizer, config.rollout.prompt_length, config.rollout.completion_length)
-    optimizer = make_optimizer(c.optimizer, c.steps)
+    optimizer = make_optimizer(c.optimizer, c.steps, "pretrain.optimizer")
     params = init_params(model.config, purpose_key(config.seed, "init"))
     opt_state = optimizer.init(params)
     logged = 0
@@ -101,7 +102,8 @@ def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:
         drawn = [tasks[i] for i in rng.integers(len(tasks), size=c.prompts)]
         return [task_lesson(task.labels[rng.integers(len(task.labels))], task.train) for task in drawn]
     # Two lessons a world: drawing a world costs as much as writing forty of its sentences.
-    drawn = [worlds.pretrain_world(int(rng.integers(2**31))) for _ in range(-(-c.prompts // 2))]
+    seeds = rng.integers(2**31, size=-(-c.prompts // 2))
+    drawn = [worlds.pretrain_world(int(seed), _difficulty(config)) for seed in seeds]
     return [_world_lesson(world, int(rng.integers(len(world.labels)))) for world in drawn * 2][: c.prompts]
 
 
@@ -114,17 +116,24 @@ def _world_lesson(world: worlds.World, label: int) -> Lesson:
     )
 
 
-def _pretrain_tasks(config: Any, stream: Sequence[Task]) -> list[Task]:
-    """The labelled files to pretrain on, less the texts of the stream; none where the source is the worlds."""
-    specs = tuple(config.pretrain.sources)
-    if specs == (_WORLDS,):
-        return []
+def check_sources(config: Any) -> None:
+    """Raises UserError where a task of the stream, one appended later too, is among what is pretrained on."""
+    if _WORLDS in config.pretrain.sources and len(config.pretrain.sources) > 1:
+        raise UserError("pretrain.sources names worlds beside others: name either it alone or the others.")
     used = {spec.split("?")[0].rstrip("/") for spec in config.stream.tasks}
-    for spec in specs:
+    for spec in config.pretrain.sources:
         if spec.split("?")[0].rstrip("/") in used:
             raise UserError(
                 f"pretrain.sources names {spec!r}, which is also in stream.tasks: take it out of one of them."
             )
+
+
+def _pretrain_tasks(config: Any, stream: Sequence[Task]) -> list[Task]:
+    """The labelled files to pretrain on, less the texts of the stream; none for the worlds."""
+    specs = tuple(config.pretrain.sources)
+    if specs == (_WORLDS,):
+        return []
+    check_sources(config)
     theirs = {normalise(example.text) for task in stream for example in (*task.train, *task.test)}
     tasks = [
         sources.load(spec, examples_per_label=1, seed=config.seed, on_bad_row=config.stream.on_bad_row)
@@ -137,9 +146,18 @@ def _pretrain_tasks(config: Any, stream: Sequence[Task]) -> list[Task]:
 
 
 def _corpus(config: Any, tasks: Sequence[Task]) -> list[str]:
+    """What the tokenizer is trained on: texts, and label names as prompts write them."""
     if tasks:
-        return [field for task in tasks for example in task.train for field in example.fields]
-    return worlds.corpus(config.seed, config.pretrain.corpus_sentences)
+        names = [label_text(label) for task in tasks for label in task.labels]
+        return names + [field for task in tasks for example in task.train for field in example.fields]
+    count = config.pretrain.corpus_sentences
+    drawn = (worlds.pretrain_world(seed, _difficulty(config)) for seed in range(count // 20))
+    names = [label_text(label.name) for world in drawn for label in world.labels]
+    return names + worlds.corpus(config.seed, count, _difficulty(config))
+
+
+def _difficulty(config: Any) -> worlds.Difficulty:
+    return worlds.Difficulty(**config.worlds.to_dict())
 
 
 def _content_hash(task: Task) -> str:

@@ -23,7 +23,7 @@ from streamsynth.runtime.progress import Progress
 from streamsynth.stream import patterns
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import tokenise
-from streamsynth.tasks import sources
+from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.task import Task, split_fields
 from streamsynth.workdir import Workdir
 
@@ -210,6 +210,7 @@ def _with_task(setting: Setting, name: str) -> tuple[Setting, int]:
         examples_per_label=config.stream.examples_per_label,
         seed=config.seed,
         on_bad_row=config.stream.on_bad_row,
+        difficulty=worlds.Difficulty(**config.worlds.to_dict()),
     )
     tokens = tokenise(task, setting.policy.tokenizer)
     context = assemble_lib.judge_context(setting.policy, setting.form, task, tokens)

@@ -18,7 +18,6 @@ from streamsynth.assemble import Setting
 from streamsynth.dataset.export import export
 from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.dataset.rows import read_rows
-from streamsynth.errors import UserError
 from streamsynth.evaluation import measure
 from streamsynth.learner.state import RunState, extend
 from streamsynth.policy.store import Policy
@@ -28,9 +27,6 @@ from streamsynth.runtime.progress import Progress
 from streamsynth.tasks.task import Task
 from streamsynth.turn import begin_turn, learn
 from streamsynth.workdir import Workdir
-
-EXPERIENCES = ("sequential", "isolated")
-TARGETS = ("policy", "examples")
 
 
 def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy) -> tuple[Setting, RunState]:
@@ -45,13 +41,7 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     Returns:
       The fixed parts of the run, and its last state.
     """
-    if config.stream.experience not in EXPERIENCES:
-        raise UserError(
-            f"stream.experience = {config.stream.experience!r}: choose one of {', '.join(EXPERIENCES)}."
-        )
-    if config.balance.target not in TARGETS:
-        raise UserError(f"balance.target = {config.balance.target!r}: choose one of {', '.join(TARGETS)}.")
-    setting = assemble_lib.assemble(config, tasks, policy)
+    setting = assemble_lib.assemble(config, tasks, policy, workdir.experience())
     names = tuple(task.name for task in tasks)
     state = _restored(setting, workdir)
 
@@ -170,4 +160,5 @@ def _restored(setting: Setting, workdir: Workdir) -> RunState:
     before = dataclasses.replace(setting, tasks=setting.tasks[:old])
     state = workdir.restore(assemble_lib.first_state(before))
     logging.info("continuing after step %d of %s", int(state.step), workdir.path)
-    return extend(state, setting.config, tuple(len(task.labels) for task in setting.tasks))
+    state = extend(state, setting.config, tuple(len(task.labels) for task in setting.tasks))
+    return assemble_lib.on_mesh(setting, state)

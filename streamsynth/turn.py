@@ -44,14 +44,14 @@ def begin_turn(setting: Setting, state: RunState) -> tuple[RunState, dict[str, f
     state = state.replace(reference=assemble_lib.copy(reference))
     task, archive = setting.tasks[turn], state.tasks[turn].archive
     statistics, quality = [], []
-    start = balance.initial(config.balance.alpha, 0.0)
+    state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
     for batch in range(config.balance.batches):
         strategy = uniform_strategies(config.rollout.prompts, len(STRATEGIES))
         written = _write(setting, state, turn, strategy, "measure", (step, batch))
         scored = score(
             task, written, setting.rewards[turn], setting.featurize, lambda text: False, config.feedback
         )
-        assessment = _assess(setting, archive, scored, written, state.spread, start)
+        assessment = _assess(setting, archive, scored, written, state.spread, state.balance)
         state = state.replace(spread=assessment.spread)
         statistics.append(float(assessment.metrics["diversity/statistic"]))
         quality.append(float(scored.scores.quality.mean()))
@@ -63,7 +63,7 @@ def begin_turn(setting: Setting, state: RunState) -> tuple[RunState, dict[str, f
         turn_step=np.int32(1),
         step=np.int32(step + 1),
     )
-    return state, {
+    return assemble_lib.on_mesh(setting, state), {
         "reward/quality": float(np.mean(quality)),
         "diversity/statistic": float(np.mean(statistics)),
         "diversity/target": config.balance.factor * found,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from streamsynth import config as config_lib
@@ -13,16 +15,20 @@ from streamsynth.learner.state import RunState, from_tree, to_tree
 from streamsynth.runtime.checkpoint import Checkpoints
 from streamsynth.runtime.files import atomic_write
 from streamsynth.runtime.journal import Journal
+from streamsynth.stream import patterns
 
 # Keys that may differ between a run and its continuation: they change nothing of what is computed.
 _FREE = ("checkpoint.", "cache_dir")
+# What of the patterns says something about tasks never seen.
+_EXPERIENCE = ("shared_count", "shared_advantage")
 
 
 class Workdir:
     """Paths and journals of a run.
 
     config.json, metrics.jsonl, evaluations.jsonl, kept/TASK.jsonl, checkpoints/, policy/ (the base
-    policy), datasets/TASK/, report/, summary.json, tensorboard/.
+    policy), experience.json (of a run that starts from another), datasets/TASK/, report/, summary.json,
+    tensorboard/.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2):
@@ -60,6 +66,19 @@ class Workdir:
             )
         return config_lib.from_json(path.read_text(), str(path))
 
+    def write_experience(self, state: patterns.State) -> None:
+        """Keeps what the patterns of the run that this one starts from had learned."""
+        shared = {name: getattr(state, name).tolist() for name in _EXPERIENCE}
+        atomic_write(self.path / "experience.json", json.dumps(shared, indent=1) + "\n")
+
+    def experience(self) -> patterns.State | None:
+        """What `write_experience` was given, as far as another stream can use it; None for a fresh run."""
+        path = self.path / "experience.json"
+        if not path.is_file():
+            return None
+        shared = json.loads(path.read_text())
+        return patterns.empty(0).replace(**{name: np.float32(shared[name]) for name in _EXPERIENCE})
+
     def write_config(self, config: ConfigDict) -> None:
         atomic_write(self.path / "config.json", config_lib.to_json(config))
 
@@ -69,6 +88,8 @@ class Workdir:
         Raises:
           UserError: the run here has another config; only appending tasks to its stream is allowed.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"{self.path} is a file: give a folder, or the name of a new one, as --workdir.")
         if not (self.path / "config.json").is_file():
             if self.path.is_dir() and any(self.path.iterdir()):
                 raise UserError(f"{self.path} is not empty and holds no run: give an empty or new --workdir.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -39,3 +41,28 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no folder of real data; name one with STREAMSYNTH_SHARED")
     return folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A whole run that tests may read, but not write into.
+
+    workdir: its folder.   results: what `api.train` returned.   cache: where its base policy is cached.
+    """
+
+    workdir: Path
+    results: dict[str, Any]
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Finished:
+    """The smallest run there is, never interrupted."""
+    import runs
+
+    from streamsynth import api
+
+    folder = tmp_path_factory.mktemp("finished")
+    cache = folder / "cache"
+    results = api.train(runs.config(cache), folder / "run")
+    return Finished(folder / "run", results, cache)

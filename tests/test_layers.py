@@ -26,6 +26,7 @@ LAYERS = (
     ("dataset",),
     ("tasks",),
     ("runtime",),
+    ("validate",),
     ("config", "defaults"),
     ("pytrees", "errors", "keys"),
 )

@@ -255,35 +255,3 @@ def test_effective_sample_size_is_bounded_and_free_of_scale(rows, scale):
     assert size == pytest.approx(float(replay.effective_sample_size(weights * scale, mask)), rel=1e-4)
     equal = replay.effective_sample_size(np.full_like(weights, scale), mask)
     assert float(equal) == pytest.approx(mask.sum())
-
-
-def test_refreshed_credit_is_the_loss_from_leaving_a_sample_out():
-    """Against log-determinants in float64, for samples that the archive counts and for others."""
-    rng = np.random.default_rng(1)
-    width, labels, count = 6, 3, 16
-    features = rng.normal(size=(count, width))
-    features /= np.linalg.norm(features, axis=1, keepdims=True)
-    weight, label = rng.random(count), rng.integers(0, labels, count)
-    weight[3] = 0.0
-    counted = rng.random(count) < 0.5
-    e = np.sqrt(weight)[:, None] * features
-    by_label = [e[(label == k) & counted] for k in range(labels)]
-    archive = np.stack([0.05 * np.eye(width) + rows.T @ rows for rows in by_label])
-
-    def logdet(matrix):
-        return np.linalg.slogdet(matrix)[1]
-
-    expected = []
-    for i in range(count):
-        outer, matrix = np.outer(e[i], e[i]), archive[label[i]]
-        without = matrix - outer if counted[i] else matrix
-        expected.append(logdet(without + outer) - logdet(without))
-    samples = replay.empty_samples(count, P, T, width).replace(
-        features=features.astype(np.float32),
-        weight=weight.astype(np.float32),
-        label=label.astype(np.int32),
-        in_archive=counted,
-    )
-    credit = jax.jit(replay.refreshed_credit)(archive.astype(np.float32), samples)
-    np.testing.assert_allclose(credit, expected, rtol=2e-4, atol=1e-5)
-    assert credit[3] == 0

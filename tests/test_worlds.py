@@ -1,6 +1,8 @@
 """The embedded worlds: their languages are exact, kept apart, shared in words, and the same everywhere."""
 
+import collections
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -107,7 +109,7 @@ def test_a_verifier_accepts_its_own_label_only(name, named_worlds):
             accepted = np.mean([world.verify(sentence, other.name) for sentence in sentences])
             assert accepted == 1 if other is label else accepted <= 0.01, (label.name, other.name)
         # Rich enough for thousands of different valid sentences.
-        assert world.language_size(index) >= 2000
+        assert world.language_size(index) >= 5000
         assert len(set(sentences)) >= 190
 
 
@@ -116,9 +118,13 @@ def test_only_combinations_tell_labels_apart(name, named_worlds):
     world = named_worlds[name]
     assert 3 <= len(world.labels) <= 8
     assert len(bearing_pairs(world)) == len(world.labels)
-    own_frames = [frame for label in world.labels for frame in label.frames]
-    assert len(set(own_frames)) == len(own_frames)
-    assert len({frozenset(frame.core for frame in label.frames) for label in world.labels}) == 1
+    # All labels have the same openers and tails, and each a choice of cores that no other label has.
+    for part in ("opener", "tail"):
+        assert len({frozenset(getattr(frame, part) for frame in label.frames) for label in world.labels}) == 1
+    assert len({frozenset(label.frames) for label in world.labels}) == len(world.labels)
+    cores = [{frame.core for frame in label.frames} for label in world.labels]
+    assert {len(own) for own in cores} == {3}
+    assert len(set.union(*cores)) <= 5
     bearing = drawing.DOMAINS[world.domain].bearing
     for label in world.labels:
         others = [other for other in world.labels if other is not label]
@@ -142,9 +148,23 @@ def test_pretraining_never_sees_what_is_reserved(named_worlds, pretrain_worlds):
     assert not open_frames & stream_frames
     assert not open_frames & tuning_frames
     assert not stream_frames & tuning_frames
-    # But the words are all met in pretraining: only combinations are new.
+    # Nor do they only by chance: every frame of a world is of the world's part.
+    for name, world in named_worlds.items():
+        part = drawing.STREAM if name in worlds.STREAM_WORLDS else drawing.TUNING
+        assert {drawing.part_of(drawing.DOMAINS[domain], frame) for domain, frame in frames(world)} == {part}
+    for world in pretrain_worlds:
+        domain = drawing.DOMAINS[world.domain]
+        assert {drawing.part_of(domain, frame) for _, frame in frames(world)} == {drawing.PRETRAIN}
+        assert not bearing_pairs(world) & set(itertools.chain(*drawing.reserved_blocks(world.domain)))
+    # But words, openers, cores and tails are all met in pretraining: only combinations are new.
     known = set().union(*map(words_of, pretrain_worlds))
     assert set().union(*map(words_of, named_worlds.values())) <= known
+    for part in ("opener", "core", "tail"):
+        met, needed = (
+            {(domain, getattr(frame, part)) for domain, frame in found}
+            for found in (open_frames, stream_frames | tuning_frames)
+        )
+        assert needed <= met
 
 
 def test_tuning_worlds_share_no_pair_with_stream_worlds(named_worlds):
@@ -156,12 +176,16 @@ def test_tuning_worlds_share_no_pair_with_stream_worlds(named_worlds):
 
 
 @pytest.mark.parametrize("domain", drawing.DOMAINS.values(), ids=lambda domain: domain.name)
-def test_about_a_third_is_reserved(domain):
-    sizes = {
-        part: sum(map(len, drawing.frames_by_core(domain.name, part).values()))
-        for part in (drawing.PRETRAIN, drawing.STREAM, drawing.TUNING)
+def test_half_of_the_frames_and_a_third_of_the_pairs_are_reserved(domain):
+    parts = {
+        (opener, tail): drawing.part_of(domain, drawing.Frame(opener, domain.cores[0], tail))
+        for opener, tail in itertools.product(domain.openers, domain.tails)
     }
-    assert 0.3 <= 1 - sizes[drawing.PRETRAIN] / sum(sizes.values()) <= 0.45
+    shares = collections.Counter(parts.values())
+    assert shares[drawing.STREAM] == shares[drawing.TUNING] == len(parts) / 4
+    # Whatever is reserved, every opener and every tail is also open, and the other way about.
+    for text in (*domain.openers, *domain.tails):
+        assert {part for pair, part in parts.items() if text in pair} == set(shares)
     first, second = (len(domain.roles[role]) for role in domain.bearing)
     pairs = set(itertools.chain(*drawing.reserved_blocks(domain.name)))
     assert 0.25 <= len(pairs) / (first * second) <= 0.4
@@ -206,7 +230,7 @@ def test_a_foreign_word_anywhere_is_rejected(seed, draw, data):
 
 
 def test_language_size_counts_the_sentences():
-    world = worlds.stream_world("film_1", worlds.Difficulty(words_per_category=2, frames_per_label=3))
+    world = worlds.stream_world("film_1", worlds.Difficulty(words_per_category=2, cores_per_label=1))
     for index, label in enumerate(world.labels):
         sentences = set()
         for frame in label.frames:
@@ -278,16 +302,60 @@ def test_the_corpus_holds_the_vocabulary_of_pretraining():
     assert len(set(" ".join(sentences).split())) > 900
 
 
-def test_difficulty_narrows_frames_words_and_labels():
-    easy = worlds.Difficulty(labels=8, frames_per_label=3, words_per_category=5)
+def num_cores(label):
+    return len({frame.core for frame in label.frames})
+
+
+def test_difficulty_narrows_cores_words_and_labels():
+    easy = worlds.Difficulty(labels=8, cores_per_label=2, words_per_category=5)
     for world in (worlds.stream_world("garden_1", easy), worlds.stream_world("bank_1", easy)):
         assert len(world.labels) == 8
         for label in world.labels:
-            assert len(label.frames) == 3
+            assert num_cores(label) == 2
             assert {len(words) for words in label.words.values()} == {5}
     drawn = [worlds.pretrain_world(seed, easy) for seed in range(30)]
     assert {len(world.labels) for world in drawn} == {8}
-    assert {len(label.frames) for world in drawn for label in world.labels} == {1, 2, 3}
+    assert {num_cores(label) for world in drawn for label in world.labels} == {1, 2}
+
+
+def test_odd_categories_are_as_frequent_as_the_difficulty_says():
+    def departures(rate):
+        """The share of worlds and side roles in which not all labels have the same category."""
+        several = []
+        for seed in range(30):
+            world = worlds.pretrain_world(seed, worlds.Difficulty(odd_category_rate=rate))
+            domain = drawing.DOMAINS[world.domain]
+            for role in set(domain.roles) - set(domain.bearing):
+                several.append(len({label.categories[role] for label in world.labels}) > 1)
+        return np.mean(several)
+
+    assert departures(0.0) == 0 < departures(0.1) < departures(0.4) < departures(1.0)
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(3, 8), st.integers(1, 7))
+def test_labels_have_cores_of_their_own_as_long_as_there_are_choices(seed, labels, cores):
+    world = worlds.pretrain_world(seed, worlds.Difficulty(labels=labels, cores_per_label=cores))
+    counts = {num_cores(label) for label in world.labels}
+    assert len(counts) == 1
+    own = counts.pop()
+    assert max(1, cores - 1) <= own <= cores
+    choices = collections.Counter(frozenset(label.frames) for label in world.labels)
+    assert len(choices) == min(labels, math.comb(own + 2, own))
+    assert max(choices.values()) - min(choices.values()) <= 1
+
+
+def test_the_most_cores_fit_every_named_world():
+    most = worlds.Difficulty(cores_per_label=7)
+    for name in NAMED:
+        for label in worlds.stream_world(name, most).labels:
+            assert num_cores(label) == 7
+
+
+def test_the_content_hash_tells_difficulties_apart():
+    changes = ({}, {"cores_per_label": 2}, {"words_per_category": 7}, {"odd_category_rate": 0.25})
+    assert len({worlds.content_hash(worlds.Difficulty(**change)) for change in changes}) == len(changes)
+    assert worlds.content_hash() == worlds.content_hash(worlds.Difficulty())
 
 
 @pytest.mark.parametrize(
@@ -295,12 +363,14 @@ def test_difficulty_narrows_frames_words_and_labels():
     [
         (lambda: worlds.load_task("bnak_1"), ["bnak_1", "bank_1", "tuning_film"]),
         (lambda: worlds.load_task("bank_1", train_per_label=10**6), ["bank_1", "train_per_label"]),
-        (lambda: worlds.Difficulty(labels=9), ["difficulty.labels", "9", "3 to 8"]),
-        (lambda: worlds.Difficulty(words_per_category=13), ["difficulty.words_per_category", "13"]),
         (
-            lambda: worlds.stream_world("tuning_film", worlds.Difficulty(labels=8)),
-            ["frames_per_label", "film", "lower"],
+            lambda: worlds.load_task("bank_1", difficulty=worlds.Difficulty(words_per_category=2)),
+            ["bank_1", "too few", "raise worlds.words_per_category"],
         ),
+        (lambda: worlds.Difficulty(labels=9), ["worlds.labels", "9", "3 to 8"]),
+        (lambda: worlds.Difficulty(words_per_category=13), ["worlds.words_per_category", "13", "2 to 12"]),
+        (lambda: worlds.Difficulty(cores_per_label=8), ["worlds.cores_per_label", "8", "1 to 7"]),
+        (lambda: worlds.Difficulty(odd_category_rate=1.5), ["worlds.odd_category_rate", "0.0 to 1.0"]),
     ],
 )
 def test_a_mistake_is_one_clear_sentence(call, words):

@@ -11,7 +11,7 @@ import numpy as np
 from streamsynth.evaluation import diversity, student
 from streamsynth.feedback import gates as gates_lib
 from streamsynth.keys import purpose_key
-from streamsynth.learner.collect import uniform_strategies, write
+from streamsynth.learner.collect import write
 from streamsynth.policy.transformer import Transformer
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import PromptFormat, TaskTokens
@@ -41,9 +41,12 @@ def draw(
 ) -> Drawn:
     """Texts for a task from fixed prompts and keys, the same for every policy that is compared.
 
-    Strategies are spread evenly, so that what is compared is the policy and not its choice of strategy.
+    The strategies of `evaluation.strategies` come in equal shares, so that what is compared is the policy and
+    not its choice of strategy.
     """
     e = config.evaluation
+    known = np.array([STRATEGIES.index(name) for name in e.strategies], np.int32)
+    strategies = np.resize(known, e.prompts)
     texts, label, finished = [], [], []
     for batch in range(batches or e.batches):
         written = write(
@@ -51,7 +54,7 @@ def draw(
             params,
             form,
             tokens,
-            uniform_strategies(e.prompts, len(STRATEGIES)),
+            strategies,
             seed=seed,
             purpose=f"evaluate/{task.name}",
             steps=(batch,),

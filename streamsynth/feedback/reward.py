@@ -97,6 +97,15 @@ class Reward:
         return {name: {"auc": area, "weight": weight} for name, (_, area, weight) in self.judges.items()}
 
 
+def check_judges(weights: dict[str, float]) -> None:
+    """Raises UserError for a judge that does not exist, or a negative weight."""
+    for name, weight in weights.items():
+        if name not in JUDGES:
+            raise UserError(f"feedback.judges.{name} is not a judge: choose among {', '.join(JUDGES)}.")
+        if weight < 0:
+            raise UserError(f"feedback.judges.{name} = {weight} is negative: give 0 or more.")
+
+
 def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
     """Makes the judges that have a weight, and measures each before it is trusted.
 
@@ -108,17 +117,19 @@ def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
       weights: by judge, from the config; 0 leaves a judge out.
 
     Raises:
-      UserError: for an unknown judge or a negative weight.
+      UserError: for an unknown judge or a negative weight, or where no example is held back.
     """
+    check_judges(weights)
     judges = {}
     for name, weight in weights.items():
-        if name not in JUDGES:
-            raise UserError(f"feedback.judges.{name} is not a judge: choose among {', '.join(JUDGES)}.")
-        if weight < 0:
-            raise UserError(f"feedback.judges.{name} = {weight} is negative: give 0 or more.")
         judge = JUDGES[name](context) if weight else None
         if judge is None:
             continue
+        if not context.held_back:
+            raise UserError(
+                f"{context.task.name} has no example left to measure the judge {name} by: set "
+                "stream.examples_per_label to 2 or more."
+            )
         area = measure(context, judge)
         trusted = weight * judge_lib.trust(area)
         if trusted == 0:

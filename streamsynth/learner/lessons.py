@@ -9,11 +9,14 @@ import numpy as np
 
 from streamsynth.learner.supervised import SupervisedBatch
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat
+from streamsynth.stream.prompts import SHOWN, PromptFormat, label_text
 from streamsynth.tasks.task import Task
 
 Draw = Callable[[np.random.Generator, int], list[str]]
 
+# How often a lesson is given in each strategy: those that show much teach most, since each example in a
+# prompt is foretold from those before it.
+_CHANCE = {"label_only": 0.1, "imitate": 0.35, "vary_one": 0.1, "combine_two": 0.15, "contrast": 0.3}
 # Of this many candidates, the one most like the examples shown becomes the target of a strategy that
 # asks for likeness.
 _LIKENESS_CANDIDATES = 4
@@ -49,11 +52,12 @@ def lesson_batch(
 ) -> SupervisedBatch:
     """One prompt a lesson, in a random strategy, with `samples` target texts that it does not show.
 
-    A target that is too long for the completion is left out: its row stays empty.
+    A target that is too long for the completion is left out: its row stays empty, as are all rows of a
+    lesson that has no text.
     """
     encode = form.tokenizer.encode
     prompts, completions = [], []
-    strategies = rng.integers(len(STRATEGIES), size=len(lessons))
+    strategies = rng.choice(len(STRATEGIES), size=len(lessons), p=[_CHANCE[name] for name in STRATEGIES])
     for lesson, strategy in zip(lessons, strategies, strict=True):
         name = STRATEGIES[strategy]
         own_count, other_count = SHOWN[name]
@@ -61,18 +65,19 @@ def lesson_batch(
         texts = lesson.own(rng, own_count + wanted)
         # Where texts are few, targets come first: a prompt may show fewer examples than its strategy says.
         own_count = min(own_count, max(len(texts) - 1, 0))
-        shown = texts[:own_count]
-        pool = [text for text in texts[own_count:] if text not in shown] or texts[-1:]
+        pool = texts[own_count:]
+        shown = [text for text in texts[:own_count] if text not in pool]
         if name in _LIKENESS:
             pool = _most_alike(shown, pool, samples)
         ids, _ = form.prompt(
             int(strategy),
-            encode(lesson.label.replace("_", " ")),
+            encode(label_text(lesson.label)),
             [encode(text) for text in shown],
             [encode(text) for text in lesson.others(rng, other_count)],
         )
         prompts.append(ids)
-        completions += [form.completion(pool[i % len(pool)]) or [] for i in range(samples)]
+        targets = [pool[i % len(pool)] for i in range(samples)] if pool else [""] * samples
+        completions += [(form.completion(text) if text else None) or [] for text in targets]
     tokens, mask = form.pad_completions(completions)
     return SupervisedBatch(form.pad_prompts(prompts, np.zeros(len(prompts)), strategies), tokens, mask)
 

@@ -140,11 +140,11 @@ def gradients(
     the gradient norm.
     """
     grads, metrics = jax.grad(lambda p: fresh_loss(model, p, fresh, temperature, c), has_aux=True)(params)
-    fresh_norm = optax.global_norm(grads)
+    fresh_norm = optax.tree.norm(grads)
     metrics["gradient/fresh"] = fresh_norm
     if replayed is None:
         return grads, metrics
     more, extra = jax.grad(lambda p: replayed_loss(model, p, replayed, temperature, c), has_aux=True)(params)
-    replay_norm = optax.global_norm(more)
+    replay_norm = optax.tree.norm(more)
     share = replay_norm / jnp.maximum(fresh_norm + replay_norm, 1e-12)
     return jax.tree.map(jnp.add, grads, more), {**metrics, **extra, "replay/gradient_share": share}

@@ -14,7 +14,8 @@ _NEVER_GIVE_UP = 2**31 - 1
 
 
 def _constant(peak: float, steps: int, warmup: int) -> optax.Schedule:
-    return optax.warmup_constant_schedule(0.0, peak, warmup)
+    # Without a warm-up, Optax's own schedule of this name would stay at 0.
+    return optax.warmup_constant_schedule(0.0, peak, warmup) if warmup else optax.constant_schedule(peak)
 
 
 def _cosine(peak: float, steps: int, warmup: int) -> optax.Schedule:
@@ -33,25 +34,55 @@ def _linear(peak: float, steps: int, warmup: int) -> optax.Schedule:
 
 SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
-# Matrices decay, gains do not.
+# Matrices decay, in proportion to the learning rate; gains do not.
 OPTIMIZERS = {
     "adamw": lambda lr, c: optax.adamw(lr, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=_matrices),
-    "adafactor": lambda lr, c: optax.adafactor(lr, weight_decay_rate=c.weight_decay or None),
-    "sgd": lambda lr, c: optax.sgd(lr, momentum=c.b1),
-    "muon": lambda lr, c: optax.contrib.muon(lr, weight_decay=c.weight_decay, adam_b1=c.b1, adam_b2=c.b2),
+    # Optax's own `weight_decay_rate` knows no learning rate. The sign is turned before the decay is added.
+    "adafactor": lambda lr, c: optax.chain(
+        optax.adafactor(None),
+        optax.add_decayed_weights(-c.weight_decay, _matrices),
+        optax.scale_by_learning_rate(lr, flip_sign=False),
+    ),
+    "sgd": lambda lr, c: optax.chain(
+        optax.trace(c.b1),
+        optax.add_decayed_weights(c.weight_decay, _matrices),
+        optax.scale_by_learning_rate(lr),
+    ),
+    # The root mean square of its updates is that of Adam's, so that one learning rate serves both.
+    "muon": lambda lr, c: optax.contrib.muon(
+        lr,
+        weight_decay=c.weight_decay,
+        adam_b1=c.b1,
+        adam_b2=c.b2,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_hidden_matrices,
+    ),
 }
 
 
+def _hidden_matrices(params: Any) -> Any:
+    """Muon (Jordan et al. 2024) is for the matrices between hidden states: embeddings stay with Adam."""
+
+    def numbers(path: tuple, leaf: Any) -> Any:
+        if path[-1].key in ("embedding", "scale"):
+            return None
+        return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(numbers, params)
+
+
 def _matrices(params: Any) -> Any:
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """All but the norms' gains, which have two dimensions too where layers are scanned."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
 
 
-def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Any, steps: int, group: str = "optimizer") -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer under its schedule; non-finite updates are skipped.
 
     Args:
       config: keys `name`, `learning_rate`, `schedule`, `warmup`, `clip_norm`, `b1`, `b2`, `weight_decay`.
       steps: how many updates the schedule spans.
+      group: where the keys stand in the whole config, for messages.
 
     Raises:
       UserError: for a name that is not in the tables.
@@ -59,7 +90,7 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
     for key, table in (("name", OPTIMIZERS), ("schedule", SCHEDULES)):
         if config[key] not in table:
             raise UserError(
-                f"optimizer.{key} = {config[key]!r} is not known: choose one of {', '.join(table)}."
+                f"{group}.{key} = {config[key]!r} is not known: choose one of {', '.join(table)}."
             )
     schedule = SCHEDULES[config.schedule](config.learning_rate, steps, config.warmup)
     chain = optax.chain(

@@ -81,7 +81,13 @@ def new_task(config: Any, num_labels: int) -> TaskState:
     )
 
 
-def new_state(config: Any, labels: tuple[int, ...], params: Any, opt_state: Any) -> RunState:
+def new_state(
+    config: Any,
+    labels: tuple[int, ...],
+    params: Any,
+    opt_state: Any,
+    experience: patterns.State | None = None,
+) -> RunState:
     """The state before anything.
 
     Args:
@@ -89,6 +95,7 @@ def new_state(config: Any, labels: tuple[int, ...], params: Any, opt_state: Any)
       labels: number of labels of each task.
       params: of the base policy.
       opt_state: a fresh one.
+      experience: what the patterns of an earlier run had learned.
     """
     count = len(labels)
     return RunState(
@@ -100,7 +107,7 @@ def new_state(config: Any, labels: tuple[int, ...], params: Any, opt_state: Any)
         reference=params,
         opt_state=opt_state,
         tasks=tuple(new_task(config, k) for k in labels),
-        patterns=patterns.empty(count),
+        patterns=patterns.inherit(experience, count) if experience else patterns.empty(count),
         scheduler=scheduler.empty(count),
         spread=advantages.initial_spread(PARTS),
         balance=balance.initial(config.balance.alpha, 0.0),

@@ -116,6 +116,6 @@ def update(
     """One step of the optimizer, skipped if not finite; `params` and `opt_state` are donated."""
     grads, metrics = gradients(model, params, fresh, replayed, temperature, objective)
     updates, opt_state = optimizer.update(grads, opt_state, params)
-    metrics["gradient/norm"] = optax.global_norm(grads)
+    metrics["gradient/norm"] = optax.tree.norm(grads)
     metrics["update/skipped"] = opt_state.total_notfinite
     return optax.apply_updates(params, updates), opt_state, metrics

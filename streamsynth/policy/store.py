@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from streamsynth.errors import UserError
 from streamsynth.policy.tokenizer import Tokenizer
-from streamsynth.policy.transformer import Transformer, TransformerConfig
+from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
 from streamsynth.runtime.files import atomic_write
 
 
@@ -51,20 +51,28 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     """Reads what `save_policy` wrote.
 
     Raises:
-      UserError: a file is missing or damaged.
+      UserError: a file is missing or damaged, or the files do not belong together.
     """
     directory = pathlib.Path(directory)
     try:
         shape = json.loads((directory / "policy.json").read_text())
         params = load_file(directory / "params.safetensors")
         tokenizer = Tokenizer((directory / "tokenizer.model").read_bytes())
-    except (OSError, ValueError, SafetensorError) as error:
+        config, digest = TransformerConfig(**shape["transformer"]), str(shape["hash"])
+        _check_shapes(config, tokenizer, params)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
+        # SentencePiece says RuntimeError to a damaged model.
         raise UserError(
             f"{directory} holds no readable policy ({error}): remove the folder, and it is made anew."
         ) from error
-    return Policy(
-        Transformer(TransformerConfig(**shape["transformer"])),
-        traverse_util.unflatten_dict(params, sep="/"),
-        tokenizer,
-        shape["hash"],
+    return Policy(Transformer(config), traverse_util.unflatten_dict(params, sep="/"), tokenizer, digest)
+
+
+def _check_shapes(config: TransformerConfig, tokenizer: Tokenizer, params: dict[str, np.ndarray]) -> None:
+    wanted = traverse_util.flatten_dict(
+        jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep="/"
     )
+    if {name: leaf.shape for name, leaf in wanted.items()} != {name: p.shape for name, p in params.items()}:
+        raise ValueError("the parameters have another shape than policy.json says")
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError("the tokenizer has another vocabulary than policy.json says")

@@ -58,14 +58,17 @@ class Tokenizer:
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int, strategies: Sequence[str]) -> Tokenizer:
-    """A unigram model (arXiv 1804.10959) of at most `vocab_size` pieces, deterministic in its corpus.
+    """A byte-pair model (arXiv 1508.07909) of at most `vocab_size` pieces, deterministic in its corpus.
 
-    Bytes stand in for characters the corpus lacks, so every text can be encoded.
+    Bytes stand in for characters the corpus lacks, so every text can be encoded. Not a unigram model: on a
+    small vocabulary of even frequencies that one splits a third of the words for good, and texts grow by
+    two thirds.
     """
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(corpus),
         model_writer=model,
+        model_type="bpe",
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         byte_fallback=True,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from streamsynth.errors import UserError
 from streamsynth.policy.tokenizer import Tokenizer, strategy_marker
 from streamsynth.pytrees import Prompts
 from streamsynth.stream.patterns import STRATEGIES
@@ -25,7 +26,7 @@ SHOWN = {
     "imitate": (5, 0),
     "vary_one": (1, 0),
     "combine_two": (2, 0),
-    "contrast": (4, 2),
+    "contrast": (3, 2),
 }
 assert tuple(SHOWN) == tuple(STRATEGIES)
 
@@ -38,16 +39,23 @@ class PromptFormat:
     prompt_length: int
     completion_length: int
 
+    def __post_init__(self):
+        # Four markers and one token of the label; one token and the end.
+        for name, least in (("prompt_length", 5), ("completion_length", 2)):
+            if getattr(self, name) < least:
+                raise UserError(f"rollout.{name} = {getattr(self, name)} is too short: give {least} or more.")
+
     def prompt(
         self,
         strategy: int,
         label: Sequence[int],
         own: Sequence[Sequence[int]],
         others: Sequence[Sequence[int]],
-    ) -> tuple[list[int], int]:
-        """Token ids of one prompt, and how many whole examples had to be left out to fit.
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of one prompt, and for each text of `own` and then of `others` whether it is in it.
 
-        The first examples are the first to stay; a label too long for the prompt is cut.
+        A text that does not fit is left out whole. The label's own come first, and the first of them before
+        the later ones; a label too long for the prompt is cut.
         """
         t = self.tokenizer
         head = [t.bos, t.marker(strategy_marker(STRATEGIES[strategy])), t.marker("<label>")]
@@ -55,15 +63,14 @@ class PromptFormat:
         label = list(label)[:room]
         room -= len(label)
         kept: dict[str, list[int]] = {"<example>": [], "<contrast>": []}
-        dropped = 0
+        fits = []
         for marker, texts in (("<example>", own), ("<contrast>", others)):
             for ids in texts:
-                if len(ids) + 1 <= room:
+                fits.append(len(ids) + 1 <= room)
+                if fits[-1]:
                     kept[marker] += [t.marker(marker), *ids]
                     room -= len(ids) + 1
-                else:
-                    dropped += 1
-        return [*head, *label, *kept["<contrast>"], *kept["<example>"], t.marker("<write>")], dropped
+        return [*head, *label, *kept["<contrast>"], *kept["<example>"], t.marker("<write>")], fits
 
     def pad_prompts(
         self, prompts: Sequence[Sequence[int]], label: np.ndarray, strategy: np.ndarray
@@ -91,11 +98,16 @@ class TaskTokens:
     ids: tuple[tuple[str, ...], ...]
 
 
+def label_text(label: str) -> str:
+    """A label's name as prompts write it: `card_arrival` reads "card arrival"."""
+    return label.replace("_", " ")
+
+
 def tokenise(task: Task, tokenizer: Tokenizer) -> TaskTokens:
     """The task as prompts need it."""
     by_label = [task.examples_of(label) for label in task.labels]
     return TaskTokens(
-        names=tuple(tuple(tokenizer.encode(label.replace("_", " "))) for label in task.labels),
+        names=tuple(tuple(tokenizer.encode(label_text(label))) for label in task.labels),
         examples=tuple(tuple(tuple(tokenizer.encode(e.text)) for e in examples) for examples in by_label),
         ids=tuple(tuple(e.id for e in examples) for examples in by_label),
     )
@@ -117,15 +129,16 @@ def render(
     rows, shown, dropped = [], [], 0
     for k, s in zip(label, strategy, strict=True):
         own_count, other_count = SHOWN[STRATEGIES[s]]
-        own = rng.permutation(len(task.examples[k]))[:own_count]
+        own = [(k, i) for i in rng.permutation(len(task.examples[k]))[:own_count]]
         others = [(j, i) for j, texts in enumerate(task.examples) if j != k for i in range(len(texts))]
         others = [others[i] for i in rng.permutation(len(others))[:other_count]]
-        ids, left_out = form.prompt(
-            s, task.names[k], [task.examples[k][i] for i in own], [task.examples[j][i] for j, i in others]
+        ids, fits = form.prompt(
+            s, task.names[k], *([task.examples[j][i] for j, i in places] for places in (own, others))
         )
         rows.append(ids)
-        shown.append((*(task.ids[k][i] for i in own), *(task.ids[j][i] for j, i in others)))
-        dropped += left_out
+        kept = [place for place, fit in zip((*own, *others), fits, strict=True) if fit]
+        shown.append(tuple(task.ids[j][i] for j, i in kept))
+        dropped += len(fits) - len(kept)
     return Rendered(form.pad_prompts(rows, label, strategy), tuple(shown), dropped)
 
 

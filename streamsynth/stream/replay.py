@@ -22,9 +22,6 @@ import jax.numpy as jnp
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
 
-# A leverage of 1 would be an infinite credit; float32 rounding can reach it.
-_MAX_LEVERAGE = 1.0 - 1e-6
-
 
 @flax.struct.dataclass
 class Samples:
@@ -282,31 +279,3 @@ def effective_sample_size(weights: Array, mask: Array) -> jax.Array:
     weights = jnp.where(mask, weights, 0.0)
     squares = jnp.sum(weights**2)
     return jnp.where(squares > 0, jnp.sum(weights) ** 2 / jnp.where(squares > 0, squares, 1.0), 0.0)
-
-
-def refreshed_credit(archive: Array, samples: Samples) -> jax.Array:
-    """The diversity credit of each of M stored samples against today's archive of its task.
-
-    With the leverage h = e^T S^-1 e, e = sqrt(weight) * features, and by Sylvester's identity
-
-        logdet(I + e e^T S^-1)   = log(1 + h)      for a sample that S does not count,
-        the same over S - e e^T  = -log(1 - h)     for one that it does,
-
-    so that no sample is held against itself.
-
-    Args:
-      archive: [K, D, D] float32, S = lambda * I + sum of e e^T by label, never decayed since the samples
-        were counted. Archives of several tasks may be joined along K if `samples.label` is shifted too.
-      samples: M samples.
-
-    Returns:
-      [M] float32, at least 0.
-    """
-    e = jnp.sqrt(samples.weight)[:, None] * samples.features
-    whiten = jax.vmap(lambda factor: jax.scipy.linalg.solve_triangular(factor, e.T, lower=True))
-    with jax.default_matmul_precision("highest"):
-        whitened = whiten(jnp.linalg.cholesky(jnp.asarray(archive)))  # [K, D, M]
-    by_label = jnp.sum(whitened**2, axis=1)
-    leverage = by_label[samples.label, jnp.arange(e.shape[0])]
-    counted = jnp.minimum(leverage, _MAX_LEVERAGE)
-    return jnp.where(samples.in_archive, -jnp.log1p(-counted), jnp.log1p(leverage))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from streamsynth.errors import UserError
 from streamsynth.tasks import splits
 from streamsynth.tasks.task import Task
+
+if TYPE_CHECKING:
+    from streamsynth.tasks.worlds import Difficulty
 
 ON_BAD_ROW = ("error", "skip")
 
@@ -22,6 +26,7 @@ class Request:
       examples_per_label: size k of the label budget per label.
       seed: draws the examples (and, in worlds, all texts).
       on_bad_row: "error" or "skip".
+      difficulty: of embedded worlds; None takes theirs.
     """
 
     location: str
@@ -29,6 +34,7 @@ class Request:
     examples_per_label: int
     seed: int
     on_bad_row: str
+    difficulty: Difficulty | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +51,10 @@ def _worlds(request: Request) -> Task:
     from streamsynth.tasks import worlds
 
     return worlds.load_task(
-        request.location, examples_per_label=request.examples_per_label, seed=request.seed
+        request.location,
+        examples_per_label=request.examples_per_label,
+        seed=request.seed,
+        difficulty=request.difficulty or worlds.Difficulty(),
     )
 
 
@@ -90,6 +99,7 @@ def load(
     train_limit: int | None = None,
     test_limit: int | None = None,
     on_bad_row: str = "error",
+    difficulty: Difficulty | None = None,
 ) -> Task:
     """Loads the task that a spec names.
 
@@ -103,6 +113,7 @@ def load(
       train_limit: at most so many training rows; the examples stay among them.
       test_limit: at most so many test rows.
       on_bad_row: "error" stops at the first malformed row, "skip" leaves them out and counts them.
+      difficulty: how hard an embedded world is; None takes the default. Other kinds have none.
 
     Raises:
       UserError: for anything in the spec, the arguments or the data that the user can mend.
@@ -114,7 +125,7 @@ def load(
     if seed < 0:
         raise UserError(f"seed must be 0 or more, not {seed}")
     kind, location, options = parse_spec(spec)
-    task = SOURCES[kind].load(Request(location, options, examples_per_label, seed, on_bad_row))
+    task = SOURCES[kind].load(Request(location, options, examples_per_label, seed, on_bad_row, difficulty))
     train, test = task.train, task.test
     if train_limit is not None:
         if train_limit < len(task.examples):

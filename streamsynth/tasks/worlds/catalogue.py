@@ -78,7 +78,7 @@ STREAMS: dict[str, tuple[str, ...]] = {
 def pretrain_world(seed: int, difficulty: Difficulty = DEFAULT_DIFFICULTY) -> World:
     """The pretraining world of a seed: any integer gives one, the same in every process.
 
-    `labels` (3 to 8, where not given) and `frames_per_label` (the given number, or up to 2 fewer) are drawn
+    `labels` (3 to 8, where not given) and `cores_per_label` (the given number or one fewer) are drawn
     anew for each world. The words of a category are the same everywhere, so that they can be learned.
     """
     return draw_pretrain_world(seed, difficulty)
@@ -135,7 +135,7 @@ def world_task(
             raise UserError(
                 f"World {world.name!r}: label {label.name!r} has {label.language_size()} sentences, too few "
                 f"for {wanted} different ones (examples_per_label + train_per_label + test_per_label); "
-                "ask for fewer."
+                "ask for fewer, or raise worlds.words_per_category."
             )
         rng = stable_rng("splits", world.name, index, seed)
         for split, size in sizes.items():
@@ -165,10 +165,10 @@ def corpus(seed: int, count: int, difficulty: Difficulty = DEFAULT_DIFFICULTY) -
     return sentences
 
 
-def content_hash() -> str:
-    """A name for what this package says, for caches of what was trained on it.
+def content_hash(difficulty: Difficulty = DEFAULT_DIFFICULTY) -> str:
+    """A name for what this package says at a difficulty, for caches of what was trained on it.
 
     It covers the words and domains, and the drawing code by what it does: sentences of pretraining worlds.
     """
-    content = (LEXICON, tuple(DOMAINS.values()), corpus(seed=0, count=500))
+    content = (LEXICON, tuple(DOMAINS.values()), difficulty, corpus(0, 500, difficulty))
     return hashlib.sha256(repr(content).encode()).hexdigest()

@@ -1,9 +1,11 @@
 """How worlds are drawn from the domains, and what is kept apart for the streams that are measured.
 
-Every frame (opener, core, tail) belongs by a hash of its text to one *part*: "pretrain" (5 of 8), "stream"
-(2 of 8) or "tuning" (1 of 8). Of the grid of bearing categories, 2 x 2 blocks along a hashed diagonal are
-reserved: pretraining draws its labels outside the blocks, stream and tuning worlds inside them. So a policy
-has met every word and most parts of a frame, but no frame and no combination of a stream world.
+A label's frames are all combinations of its world's openers, cores of its own and its world's tails, so that
+whoever has seen the parts in its examples can write every frame. A domain's openers fall into two groups, and so
+do its tails; a world has one group of each, and of the four cells of that grid one belongs to the streams, one to
+tuning and two to pretraining. Of the grid of bearing categories, 2 x 2 blocks along a hashed diagonal are reserved:
+pretraining draws its labels outside the blocks, stream and tuning worlds inside them. So a policy has met every
+word and every part of a frame, but no frame and no combination of categories of a stream world.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ from streamsynth.tasks.worlds.lexicon import LEXICON
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (*TOWN, *LEISURE)}
 PRETRAIN, STREAM, TUNING = "pretrain", "stream", "tuning"
-_PART_OF_BUCKET = (STREAM, STREAM, TUNING, PRETRAIN, PRETRAIN, PRETRAIN, PRETRAIN, PRETRAIN)
+# By the group of the opener and the group of the tail.
+_PART_OF_CELL = {(0, 0): STREAM, (1, 1): TUNING, (0, 1): PRETRAIN, (1, 0): PRETRAIN}
+_GROUP = 4  # openers, and tails, that a world has: half of its domain's
 MIN_LABELS, MAX_LABELS = 3, 8
-# How many openers and tails a world has to choose from at least: few, so that its labels share them.
-_MIN_POOL = 4
+# How many of its world's cores a label lacks: which ones makes its set of frames its own.
+_SPARE_CORES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,21 +39,22 @@ class Difficulty:
 
     Attributes:
       labels: number of labels, 3 to 8; None leaves it to the world (pretraining draws it).
-      frames_per_label: own frames of a label, at most as many as a domain has cores.
+      cores_per_label: cores of a label; its frames are these with the world's openers and tails. Labels
+        have different cores as long as there are choices: 3 for one core, 6 for two, 10 for three.
       words_per_category: only the first so many words of a category are used.
       odd_category_rate: how often a label departs from its world in the category of a role that is not
         bearing; in [0, 1]. Such a category alone gives labels away, so a low rate is harder.
     """
 
     labels: int | None = None
-    frames_per_label: int = 6
-    words_per_category: int = 12
+    cores_per_label: int = 4
+    words_per_category: int = 8
     odd_category_rate: float = 0.2
 
     def __post_init__(self):
         limits = {
             "labels": (MIN_LABELS, MAX_LABELS),
-            "frames_per_label": (1, min(len(domain.cores) for domain in DOMAINS.values())),
+            "cores_per_label": (1, _most_cores()),
             "words_per_category": (2, min(len(words) for words in LEXICON.values())),
             "odd_category_rate": (0.0, 1.0),
         }
@@ -58,7 +63,7 @@ class Difficulty:
             if value is None and key == "labels":
                 continue
             if not low <= value <= high:
-                raise UserError(f"difficulty.{key} is {value}; give a number from {low} to {high}.")
+                raise UserError(f"worlds.{key} is {value}; give a number from {low} to {high}.")
 
 
 def stable_rng(*parts: object) -> np.random.Generator:
@@ -67,24 +72,35 @@ def stable_rng(*parts: object) -> np.random.Generator:
 
 
 def part_of(domain: Domain, frame: Frame) -> str:
-    """Which worlds may use the frame: "pretrain", "stream" or "tuning"."""
-    bucket = _digest("frame", domain.name, *frame.tokens)[0] % len(_PART_OF_BUCKET)
-    return _PART_OF_BUCKET[bucket]
+    """Which worlds may use the frame: "pretrain", "stream" or "tuning". Its opener and its tail decide."""
+    groups = _groups(domain.name)
+    opener = next(i for i, group in enumerate(groups[0]) if frame.opener in group)
+    tail = next(i for i, group in enumerate(groups[1]) if frame.tail in group)
+    return _PART_OF_CELL[opener, tail]
 
 
 @functools.cache
-def frames_by_core(domain_name: str, part: str) -> dict[str, tuple[Frame, ...]]:
-    """The frames of one part of a domain, by core. A frame in which a role occurs in two of its three
-    pieces would repeat itself ("our aunt ... to please our aunt") and is left out."""
+def _groups(domain_name: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
+    """A domain's openers and its tails, each in two groups, in an order by hash."""
     domain = DOMAINS[domain_name]
-    frames: dict[str, list[Frame]] = {core: [] for core in domain.cores}
-    for opener, core, tail in itertools.product(domain.openers, domain.cores, domain.tails):
-        if _slots(core) & _slots(tail):
-            continue
-        frame = Frame(opener, core, tail)
-        if part_of(domain, frame) == part:
-            frames[core].append(frame)
-    return {core: tuple(found) for core, found in frames.items()}
+
+    def grouped(kind: str, texts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
+        order = sorted(texts, key=lambda text: _digest(kind, domain_name, text))
+        return tuple(tuple(order[start : start + _GROUP]) for start in range(0, len(order), _GROUP))
+
+    return grouped("openers", domain.openers), grouped("tails", domain.tails)
+
+
+@functools.cache
+def _cells(domain_name: str, part: str) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+    """The pairs of an opener group and a tail group that belong to a part."""
+    openers, tails = _groups(domain_name)
+    domain = DOMAINS[domain_name]
+    return tuple(
+        (first, second)
+        for first, second in itertools.product(openers, tails)
+        if part_of(domain, Frame(first[0], domain.cores[0], second[0])) == part
+    )
 
 
 @functools.cache
@@ -122,13 +138,13 @@ def _open_grids(domain_name: str, width: int) -> tuple[tuple[tuple[str, str], ..
 
 
 def draw_pretrain_world(seed: int, difficulty: Difficulty) -> World:
-    """The pretraining world of a seed; how many labels (if not given) and frames it has is drawn too."""
+    """The pretraining world of a seed; how many labels (if not given) and cores it has is drawn too."""
     rng = stable_rng("pretrain", seed)
     drawn = dataclasses.replace(
         difficulty,
         labels=difficulty.labels or int(rng.integers(MIN_LABELS, MAX_LABELS + 1)),
-        frames_per_label=int(
-            rng.integers(max(1, difficulty.frames_per_label - 2), difficulty.frames_per_label + 1)
+        cores_per_label=int(
+            rng.integers(max(1, difficulty.cores_per_label - 1), difficulty.cores_per_label + 1)
         ),
     )
     # A domain with few bearing categories has no open grid for 7 or 8 labels.
@@ -175,7 +191,7 @@ def _draw(
         for role, categories in domain.roles.items()
         if role not in domain.bearing
     }
-    frames = _deal_frames(domain, part, len(pairs), difficulty.frames_per_label, rng)
+    frames = _deal_frames(domain, part, len(pairs), difficulty.cores_per_label, rng)
     labels = []
     for pair, own_frames in zip(pairs, frames, strict=True):
         categories = dict(zip(domain.bearing, pair, strict=True))
@@ -192,36 +208,50 @@ def _draw(
 
 
 def _deal_frames(
-    domain: Domain, part: str, num_labels: int, per_label: int, rng: np.random.Generator
+    domain: Domain, part: str, num_labels: int, num_cores: int, rng: np.random.Generator
 ) -> list[tuple[Frame, ...]]:
-    """Frames for each label: the same cores for all, each time with another opener or tail.
+    """Frames for each label: the world's openers and tails, and cores of its own choice from a small pool.
 
-    So neither a core nor, in a small pool, an opener or a tail gives a label away.
+    A frame in which a role occurs in two of its pieces would repeat itself ("our aunt ... to please our
+    aunt") and is left out.
     """
-    by_core = frames_by_core(domain.name, part)
-    shuffled = [domain.cores[i] for i in rng.permutation(len(domain.cores))]
-    cores = [core for core in shuffled if len(by_core[core]) >= num_labels]
-    if len(cores) < per_label:
-        raise UserError(
-            f"difficulty.frames_per_label is {per_label}, but the {part} part of the domain {domain.name!r} "
-            f"has only {len(cores)} for each of {num_labels} labels; lower frames_per_label or labels."
+    cells = _cells(domain.name, part)
+    openers, tails = cells[rng.integers(len(cells))]
+    fitting = _fitting_cores(domain, tails)
+    pool = [fitting[i] for i in rng.permutation(len(fitting))[: num_cores + _SPARE_CORES]]
+    choices = list(itertools.combinations(pool, num_cores))
+    order = rng.permutation(len(choices))
+    dealt = []
+    for label in range(num_labels):
+        # No choice is dealt twice before all have been dealt.
+        cores = choices[order[label % len(choices)]]
+        dealt.append(
+            tuple(
+                Frame(opener, core, tail)
+                for opener, core, tail in itertools.product(openers, cores, tails)
+                if not _slots(core) & _slots(tail)
+            )
         )
-    openers = [domain.openers[i] for i in rng.permutation(len(domain.openers))]
-    tails = [domain.tails[i] for i in rng.permutation(len(domain.tails))]
-    dealt: list[list[Frame]] = [[] for _ in range(num_labels)]
-    for core in cores[:per_label]:
-        pool: list[Frame] = []
-        for size in range(_MIN_POOL, max(len(openers), len(tails)) + 1):
-            pool = [f for f in by_core[core] if f.opener in openers[:size] and f.tail in tails[:size]]
-            if len(pool) >= num_labels:
-                break
-        for label, i in enumerate(rng.permutation(len(pool))[:num_labels]):
-            dealt[label].append(pool[i])
-    return [tuple(frames) for frames in dealt]
+    return dealt
 
 
-def _slots(text: str) -> set[str]:
-    return {token for token in text.split() if is_slot(token)}
+def _fitting_cores(domain: Domain, tails: tuple[str, ...]) -> list[str]:
+    """The cores that make a frame with at least one of the tails."""
+    return [core for core in domain.cores if any(not _slots(core) & _slots(tail) for tail in tails)]
+
+
+@functools.cache
+def _most_cores() -> int:
+    """How many cores a label can have in every domain, whichever tails its world has."""
+    fitting = (
+        _fitting_cores(domain, tails) for domain in DOMAINS.values() for tails in _groups(domain.name)[1]
+    )
+    return min(map(len, fitting)) - _SPARE_CORES
+
+
+@functools.cache
+def _slots(text: str) -> frozenset[str]:
+    return frozenset(token for token in text.split() if is_slot(token))
 
 
 def _digest(*parts: object) -> bytes:

@@ -56,13 +56,14 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A language: its own frames, filled with the words of one category per role.
+    """A language: frames, filled with the words of one category per role.
 
     Attributes:
       name: unique within the world; the names of the two categories that bear it.
       categories: role -> category name.
       words: role -> the words that may fill it (the first words of the category).
-      frames: no other label of the world has any of them.
+      frames: the combinations of the world's openers, this label's cores and the world's tails, without
+        those that would have a role in both core and tail. Other labels may share some of them.
     """
 
     name: str
@@ -111,7 +112,7 @@ class World:
     """A classification task in a made-up but plain piece of English, with an exact verifier.
 
     The labels are cells of a grid: which category fills the first bearing role, and which the second.
-    They share words, openers, cores and tails; only combinations tell them apart.
+    They share openers, tails, most cores and many words; combinations tell them apart.
     """
 
     name: str

@@ -1,0 +1,96 @@
+"""What tests of whole runs share: the smallest run, the command that makes it, and what must not differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import traverse_util
+
+from streamsynth import api
+from streamsynth.runtime.checkpoint import Checkpoints
+
+ROOT = Path(__file__).resolve().parent.parent
+QUICKSTART = ROOT / "configs" / "quickstart.py"
+TASKS = ("market_1", "restaurant_1")
+STEPS = 3  # a turn
+KEYS = {
+    "stream.tasks": ",".join(f"worlds:{name}" for name in TASKS),
+    "learner.steps": str(STEPS),
+    "rollout.samples": "8",
+    "evaluation.samples": "8",
+    "checkpoint.every": "2",
+}
+
+
+def config(cache: Path, **overrides: str) -> Any:
+    """The smallest run's config; `stream__tasks="worlds:bank_1"` overrides stream.tasks."""
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return api.load(f"{QUICKSTART}:tiny", {**KEYS, "cache_dir": str(cache), **dotted})
+
+
+def arguments(cache: Path, workdir: Path, *more: str) -> list[str]:
+    """The command line of the same run."""
+    keys = {**KEYS, "cache_dir": str(cache)}
+    return [
+        "train",
+        f"--config={QUICKSTART}:tiny",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in keys.items()),
+        *more,
+    ]
+
+
+def start(argv: list[str]) -> subprocess.Popen:
+    """The command as a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "streamsynth.main", *argv],
+        env=env,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(argv: list[str]) -> None:
+    """Runs the command to its end."""
+    process = start(argv)
+    _, stderr = process.communicate()
+    assert process.returncode == 0, stderr[-3000:]
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def state(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint by its path."""
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    step = checkpoints.latest_step()
+    tree = checkpoints.restore(step, checkpoints.shapes(step))
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """All that a run leaves and that must follow from its config: times and commit are left out."""
+    results = json.loads((workdir / "report" / "results.json").read_text())
+    del results["seconds"], results["commit"]
+    files = ["config.json", "metrics.jsonl", "evaluations.jsonl", "report/report.md"]
+    files += sorted(
+        str(path.relative_to(workdir))
+        for folder in ("kept", "datasets", "policy")
+        for path in (workdir / folder).rglob("*")
+        if path.is_file()
+    )
+    arrays = {name: (array.dtype, array.shape, array.tobytes()) for name, array in state(workdir).items()}
+    return {
+        "results": results,
+        "files": {name: (workdir / name).read_bytes() for name in files},
+        "state": arrays,
+    }

@@ -1,0 +1,131 @@
+"""What maximum likelihood learns from: prompts that show some texts, and targets that they do not show."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+
+from streamsynth.learner import lessons as lessons_lib
+from streamsynth.learner.lessons import Lesson, example_lessons, lesson_batch, task_lesson
+from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.stream.prompts import SHOWN, PromptFormat
+from streamsynth.tasks.task import Example
+
+FORM = PromptFormat(tiny.tokenizer(), 240, 48)
+
+
+def texts_after(marker, ids):
+    """The texts that stand behind a marker in a prompt."""
+    t = tiny.tokenizer()
+    ends = {t.marker(m) for m in ("<label>", "<contrast>", "<example>", "<write>")}
+    starts = [i for i, index in enumerate(ids) if index == t.marker(marker)]
+    return [t.decode(list(itertools.takewhile(lambda i: i not in ends, ids[i + 1 :]))) for i in starts]
+
+
+def read(batch, samples):
+    """(strategy, label, examples shown, contrasts shown, targets) of every prompt; "" for an empty row."""
+    t, p = tiny.tokenizer(), batch.prompts
+    rows = []
+    for b in range(len(p.tokens)):
+        ids = [int(i) for i in p.tokens[b][p.mask[b]]]
+        targets = []
+        for n in range(b * samples, (b + 1) * samples):
+            target = batch.tokens[n][batch.mask[n]]
+            assert len(target) == 0 or target[-1] == t.eos
+            targets.append(t.decode(target))
+        label = texts_after("<label>", ids)[0]
+        rows.append(
+            (
+                STRATEGIES[p.strategy[b]],
+                label,
+                texts_after("<example>", ids),
+                texts_after("<contrast>", ids),
+                targets,
+            )
+        )
+    return rows
+
+
+def test_prompts_show_what_their_strategy_says_and_never_a_target():
+    task = tiny.world_task()
+    lessons = example_lessons(task) * 10
+    rows = read(lesson_batch(FORM, lessons, np.random.default_rng(0), 3), 3)
+    label_of = {e.text: e.label for e in task.examples}
+    assert {row[0] for row in rows} == set(STRATEGIES)
+    for (strategy, label, own, others, targets), lesson in zip(rows, lessons, strict=True):
+        assert label == lesson.label.replace("_", " ")
+        assert (len(own), len(others)) == SHOWN[strategy]
+        assert {label_of[text] for text in (*own, *targets)} == {lesson.label}
+        assert lesson.label not in {label_of[text] for text in others}
+        assert len(set(targets)) == 3 and not set(own) & set(targets)
+
+
+def test_targets_come_first_where_texts_are_few():
+    def rows_of(*texts):
+        lesson = task_lesson("a", [Example(str(i), (text,), "a") for i, text in enumerate(texts)])
+        return read(lesson_batch(FORM, [lesson] * 12, np.random.default_rng(1), 2), 2)
+
+    for _, _, own, others, targets in rows_of("only one"):
+        assert (own, others, targets) == ([], [], ["only one"] * 2)
+    for strategy, _, own, _, targets in rows_of("one", "two"):
+        assert len(set(targets) | set(own)) == 2 and not set(own) & set(targets)
+        assert len(own) == min(1, SHOWN[strategy][0])
+    # The same text twice: it is a target, so it is not shown.
+    for _, _, own, _, targets in rows_of("again", "again", "again"):
+        assert (own, targets) == ([], ["again"] * 2)
+
+
+def test_no_text_and_texts_that_are_too_long_leave_empty_rows():
+    long = task_lesson("a", [Example("1", ("the " * 60,), "a")])
+    none = task_lesson("a", [Example("1", ("a text",), "b")])
+    batch = lesson_batch(FORM, [long, none], np.random.default_rng(0), 2)
+    assert batch.tokens.shape == (4, 48) and not batch.mask.any()
+
+
+@pytest.mark.parametrize("strategy", ["vary_one", "combine_two"])
+def test_targets_of_likeness_are_like_what_is_shown(monkeypatch, strategy):
+    """Over many draws their words overlap with the shown ones more than any other targets' do."""
+
+    def overlap(name):
+        chance = {other: float(other == name) for other in STRATEGIES}
+        monkeypatch.setattr(lessons_lib, "_CHANCE", chance)
+        task = tiny.world_task(examples_per_label=60)
+        rows = read(lesson_batch(FORM, example_lessons(task) * 15, np.random.default_rng(2), 2), 2)
+        assert {row[0] for row in rows} == {name}
+        shares = []
+        for _, _, own, _, targets in rows:
+            shown = set(" ".join(own).split())
+            shares += [len(shown & set(target.split())) / len(set(target.split())) for target in targets]
+        return np.mean(shares) / SHOWN[name][0]
+
+    assert overlap(strategy) > 1.2 * overlap("imitate")
+
+
+def test_the_best_of_every_run_of_candidates():
+    pool = ["a b", "x y", "a b c", "x a", "q r", "a x"]
+    assert lessons_lib._most_alike(["a b c"], pool, 2) == ["a b c", "x a"]
+    assert lessons_lib._most_alike(["a b c"], pool, 9) == pool
+    assert lessons_lib._most_alike([], ["one", "two"], 1) == ["one"]
+
+
+def test_a_batch_follows_from_its_generator():
+    lessons = example_lessons(tiny.world_task())
+    one, two, other = (lesson_batch(FORM, lessons, np.random.default_rng(seed), 2) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(one.tokens, two.tokens)
+    np.testing.assert_array_equal(one.prompts.tokens, two.prompts.tokens)
+    assert (one.tokens != other.tokens).any()
+
+
+def test_a_source_without_end_serves_too():
+    counter = itertools.count()
+    lesson = Lesson(
+        "some_label",
+        lambda rng, n: [f"a {next(counter)}" for _ in range(n)],
+        lambda rng, n: ["the other"] * n,
+    )
+    for strategy, label, own, others, targets in read(
+        lesson_batch(FORM, [lesson] * 20, np.random.default_rng(5), 4), 4
+    ):
+        assert label == "some label" and (len(own), len(others)) == SHOWN[strategy]
+        assert len(set(targets) | set(own)) == 4 + len(own)

@@ -1,0 +1,279 @@
+"""From scores to advantages with lagged scales, and steps of every optimizer."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from streamsynth.defaults import default_config
+from streamsynth.errors import UserError
+from streamsynth.feedback import diversity
+from streamsynth.learner import advantages, balance
+from streamsynth.learner.objective import Fresh, ObjectiveConfig, gradients
+from streamsynth.learner.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer
+from streamsynth.learner.update import FLOORS, PARTS, assess, update
+from streamsynth.pytrees import Scores
+
+LABELS, D, RIDGE = 2, 3, 0.1
+
+
+def scores_of(rng, quality):
+    features = rng.normal(size=(len(quality), D))
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    quality = np.asarray(quality, np.float32)
+    return Scores((quality > 0).astype(np.float32), quality, features.astype(np.float32), {})
+
+
+def run(scores, label, spread, balanced, archive=None, **changes):
+    setting = dict(samples=2, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0, weighted=True)
+    archive = diversity.empty(LABELS, D, RIDGE) if archive is None else archive
+    return assess(archive, scores, np.asarray(label, np.int32), spread, balanced, **(setting | changes))
+
+
+def credit_by_hand(scores, label):
+    """Leave-one-out log-volumes and their baselines, by determinants in float64."""
+    e = np.sqrt(np.asarray(scores.quality, np.float64))[:, None] * np.asarray(scores.features, np.float64)
+
+    def volume(rows):
+        return np.linalg.slogdet(np.eye(D) + e[rows].T @ e[rows] / RIDGE)[1]
+
+    def credit(i, rows):
+        return volume(rows) - volume([j for j in rows if j != i])
+
+    own, base = np.zeros(len(label)), np.zeros(len(label))
+    for i, k in enumerate(label):
+        rows = [j for j, other in enumerate(label) if other == k]
+        rest = [j for j in rows if j != i]
+        own[i], base[i] = credit(i, rows), np.mean([credit(j, rest) for j in rest])
+    return own, base
+
+
+LABEL = [0, 0, 1, 1, 0, 0]
+FIRST, SECOND = [1.0, 0.5, 0.0, 0.25, 0.75, 0.75], [0.2, 1.0, 0.6, 0.6, 0.0, 0.8]
+
+
+def test_the_first_batch_is_not_learned_from_and_scales_lag():
+    rng = np.random.default_rng(0)
+    spread, balanced = advantages.initial_spread(PARTS), balance.initial(0.5, 1.0)
+    one, two = scores_of(rng, FIRST), scores_of(rng, SECOND)
+    first = run(one, LABEL, spread, balanced)
+    assert (first.advantage == 0).all()
+    assert first.metrics["advantage/quality"] == first.metrics["advantage/diversity"] == 0
+
+    # Groups of two: a quality less that of its neighbour.
+    quality = np.array([0.5, -0.5, -0.25, 0.25, 0.0, 0.0])
+    credit, baseline = credit_by_hand(one, LABEL)
+    np.testing.assert_allclose(first.credit, credit, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(first.spread.mean_square["quality"], np.mean(quality**2), rtol=1e-5)
+    np.testing.assert_allclose(
+        first.spread.mean_square["diversity"], np.mean((credit - baseline) ** 2), rtol=1e-3
+    )
+
+    second = run(two, LABEL, first.spread, balanced)
+    sigma = np.sqrt(np.mean(quality**2)), np.sqrt(np.mean((credit - baseline) ** 2))
+    quality = np.array([-0.8, 0.8, 0.0, 0.0, -0.8, 0.8]) / sigma[0]
+    credit, baseline = credit_by_hand(two, LABEL)
+    novelty = (credit - baseline) / sigma[1]
+    np.testing.assert_allclose(second.advantage, quality + 0.5 * novelty, rtol=1e-3, atol=1e-4)
+    # Every part before and after its weight.
+    m = second.metrics
+    np.testing.assert_allclose(m["advantage/quality"], np.abs(quality).mean(), rtol=1e-4)
+    np.testing.assert_allclose(m["advantage/quality_weighted"], np.abs(quality).mean(), rtol=1e-4)
+    np.testing.assert_allclose(m["advantage/diversity"], np.abs(novelty).mean(), rtol=1e-3)
+    np.testing.assert_allclose(m["advantage/diversity_weighted"], 0.5 * np.abs(novelty).mean(), rtol=1e-3)
+    np.testing.assert_allclose([m["sigma/quality"], m["sigma/diversity"]], sigma, rtol=1e-3)
+    np.testing.assert_allclose(m["diversity/credit"], credit.mean(), rtol=1e-4)
+    # The scale moves only now.
+    assert second.spread.mean_square["quality"] > first.spread.mean_square["quality"]
+
+
+def test_rloo_on_numbers_worked_by_hand():
+    """Groups of four with known scale 1: r_i minus the mean of the three others (Kool et al. 2019)."""
+    quality = [1.0, 0.0, 0.0, 0.0, 0.9, 0.6, 0.3, 0.0]
+    expected = [1, -1 / 3, -1 / 3, -1 / 3, 0.6, 0.2, -0.2, -0.6]
+    spread = advantages.Spread({name: jnp.float32(1.0) for name in PARTS})
+    scores = scores_of(np.random.default_rng(0), quality)
+    result = run(scores, [0] * 8, spread, balance.initial(0.0, 0.0), samples=4)
+    np.testing.assert_allclose(result.advantage, expected, atol=1e-6)
+
+
+def test_gated_samples_have_no_weight_and_no_credit_and_change_nobodys():
+    rng = np.random.default_rng(1)
+    scores = scores_of(rng, [0.9, 0.0, 0.4, 0.7, 0.0, 0.5])
+    spread, balanced = advantages.initial_spread(PARTS), balance.initial(0.5, 1.0)
+    result = run(scores, LABEL, spread, balanced)
+    gated = scores.quality == 0
+    assert (np.asarray(result.weight)[gated] == 0).all() and (np.asarray(result.credit)[gated] == 0).all()
+    other = scores.replace(
+        features=np.where(gated[:, None], scores_of(rng, FIRST).features, scores.features).astype(np.float32)
+    )
+    again = run(other, LABEL, spread, balanced)
+    np.testing.assert_allclose(again.credit, result.credit, atol=1e-6)
+    np.testing.assert_allclose(
+        again.metrics["diversity/statistic"], result.metrics["diversity/statistic"], rtol=1e-5
+    )
+
+
+def test_a_filled_archive_leaves_less_to_earn():
+    scores = scores_of(np.random.default_rng(2), SECOND)
+    label = np.array(LABEL)
+    archive = diversity.empty(LABELS, D, RIDGE)
+    e = diversity.weighted(scores.features, scores.quality)
+    full = diversity.absorb(archive, e, label, np.ones(6, bool))
+    spread, balanced = advantages.initial_spread(PARTS), balance.initial(0.5, 1.0)
+    before, after = (run(scores, label, spread, balanced, a) for a in (archive, full))
+    positive = scores.quality > 0
+    assert (np.asarray(after.credit)[positive] < np.asarray(before.credit)[positive]).all()
+    assert after.metrics["diversity/value"] < before.metrics["diversity/value"]
+
+
+def test_alpha_moves_towards_its_target_and_is_logged_as_it_was_used():
+    scores = scores_of(np.random.default_rng(3), SECOND)
+    spread = advantages.initial_spread(PARTS)
+    found = float(run(scores, LABEL, spread, balance.initial(0.5, 0.0)).metrics["diversity/statistic"])
+    for target, expected in ((found + 0.4, 0.7), (found - 0.4, 0.3), (found - 9.0, 0.0), (found + 90.0, 4.0)):
+        result = run(scores, LABEL, spread, balance.initial(0.5, target))
+        assert float(result.balance.alpha) == pytest.approx(expected, abs=1e-5)
+        assert result.metrics["alpha"] == 0.5
+        assert float(result.metrics["diversity/target"]) == pytest.approx(target)
+
+
+def test_the_statistic_counts_all_that_passed_where_it_is_not_weighted():
+    scores = scores_of(np.random.default_rng(4), SECOND)
+    spread, balanced = advantages.initial_spread(PARTS), balance.initial(0.5, 1.0)
+    for weighted, weight in ((True, scores.quality), (False, scores.gate)):
+        expected, _ = diversity.statistic(scores.features, weight, np.array(LABEL), LABELS)
+        result = run(scores, LABEL, spread, balanced, weighted=weighted)
+        np.testing.assert_allclose(result.metrics["diversity/statistic"], expected, rtol=1e-5)
+
+
+def test_no_part_is_divided_by_less_than_its_floor():
+    spread = advantages.Spread({name: jnp.float32(1e-12) for name in PARTS})
+    scores = scores_of(np.random.default_rng(5), [0.5, 0.4, 0.5, 0.4, 0.5, 0.5])
+    result = run(scores, LABEL, spread, balance.initial(0.0, 0.0))
+    np.testing.assert_allclose(result.advantage, np.array([1, -1, 1, -1, 0, 0]) * 0.1 / 0.05, rtol=1e-4)
+    for name in PARTS:
+        np.testing.assert_allclose(result.metrics[f"sigma/{name}"], FLOORS[name])
+
+
+# --- The step ---
+
+
+def optimizer_config(**changes):
+    config = default_config().optimizer.copy_and_resolve_references()
+    with config.unlocked():
+        config.update(dict(warmup=0, **changes))
+    return config
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    tokens, mask = tiny.completions(rng, 4, 3)
+    behaviour = np.where(mask, -2.0, 0.0).astype(np.float32)
+    advantage = np.array([1.0, -1.0, 0.5, -0.5], np.float32)
+    return Fresh(tiny.prompts(rng, 2, 3), tokens, mask, behaviour, behaviour, advantage)
+
+
+def copied(tree):
+    return jax.tree.map(jnp.array, tree)
+
+
+def test_a_step_is_that_of_the_optimizer_and_one_that_is_not_finite_is_skipped(batch):
+    optimizer = make_optimizer(optimizer_config(name="sgd", b1=0.0, learning_rate=0.1, clip_norm=0.01), 10)
+    objective = ObjectiveConfig(chunk=8)
+
+    def step(params, opt_state, fresh):
+        return update(tiny.MODEL, optimizer, objective, params, opt_state, fresh, None, np.float32(1.0))
+
+    start = copied(tiny.params())
+    opt_state = optimizer.init(start)
+    for skipped, bad in enumerate((np.nan, np.inf), start=1):
+        before = copied(opt_state.inner_state)
+        params, opt_state, metrics = step(
+            copied(start), opt_state, batch.replace(advantage=np.float32([1, bad, 0, 0]))
+        )
+        assert metrics["update/skipped"] == skipped
+        jax.tree.map(np.testing.assert_array_equal, params, start)
+        jax.tree.map(np.testing.assert_array_equal, opt_state.inner_state, before)
+    params, opt_state, metrics = step(copied(start), opt_state, batch)
+    assert metrics["update/skipped"] == 2
+
+    @tiny.quick_jit
+    def expected_gradients(params):
+        return gradients(tiny.MODEL, params, batch, None, np.float32(1.0), objective)[0]
+
+    grads = tiny.flat(expected_gradients(start))
+    norm = np.linalg.norm(grads)
+    assert norm > 0.01
+    np.testing.assert_allclose(metrics["gradient/norm"], norm, rtol=1e-4)
+    moved = tiny.flat(params) - tiny.flat(start)
+    np.testing.assert_allclose(moved, -0.1 * 0.01 * grads / norm, atol=3e-7)
+
+
+# --- Optimizers and schedules ---
+
+
+def small_params():
+    """The names that matter: kernels, an embedding, gains; the last of them as scanned layers have them."""
+    return {
+        "embedding": jnp.ones((4, 3)),
+        "layers": {"query": {"kernel": jnp.ones((2, 3, 3))}, "norm": {"scale": jnp.ones((2, 3))}},
+        "final_norm": {"scale": jnp.ones(3)},
+    }
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_steps_under_every_schedule(name, schedule):
+    optimizer = make_optimizer(optimizer_config(name=name, schedule=schedule, learning_rate=0.01), 4)
+    params = small_params()
+    target = jax.tree.map(lambda leaf: leaf - jnp.arange(leaf.size).reshape(leaf.shape) / 10, params)
+
+    def loss(p):
+        return sum(jnp.sum((a - b) ** 2) for a, b in zip(*map(jax.tree.leaves, (p, target)), strict=True))
+
+    @tiny.quick_jit
+    def run_steps(params):
+        state = optimizer.init(params)
+        for _ in range(2):
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+            params = optax.apply_updates(params, updates)
+        return params
+
+    after = run_steps(params)
+    assert loss(after) < loss(params)
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), after, params)
+    assert all(jax.tree.leaves(changed))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_is_scaled_by_the_rate_and_spares_the_gains(name):
+    """Without gradients, what moves is the decay: rate * weight_decay * parameter."""
+    optimizer = make_optimizer(optimizer_config(name=name, learning_rate=0.1, weight_decay=0.5), 4)
+    params = small_params()
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["layers"]["query"]["kernel"], -0.05, rtol=1e-5)
+    assert (updates["layers"]["norm"]["scale"] == 0).all() and (updates["final_norm"]["scale"] == 0).all()
+
+
+def test_schedules_by_hand():
+    for name, expected in (
+        ("constant", [0, 0.5, 1, 1, 1, 1]),
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0, 0.5, 1, 0.05 + 0.95 * (1 + np.cos(np.pi / 4)) / 2, 0.525, None]),
+    ):
+        schedule = SCHEDULES[name](1.0, 6, 2)
+        for step, value in enumerate(expected):
+            if value is not None:
+                assert float(schedule(step)) == pytest.approx(value, abs=1e-6), (name, step)
+        assert float(SCHEDULES[name](1.0, 6, 0)(0)) == 1.0
+
+
+@pytest.mark.parametrize("key", ["name", "schedule"])
+def test_an_unknown_name_is_refused(key):
+    with pytest.raises(UserError, match=f"optimizer.{key} = 'sgdm'.*choose one of"):
+        make_optimizer(optimizer_config(**{key: "sgdm"}), 4)

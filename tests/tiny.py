@@ -1,0 +1,67 @@
+"""What several tests share: a policy small enough to compile in a second, a tokenizer and a task for it."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+
+from streamsynth.policy.store import Policy
+from streamsynth.policy.tokenizer import Tokenizer, train_tokenizer
+from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.pytrees import Prompts
+from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.tasks import worlds
+from streamsynth.tasks.task import Task
+
+# Half the time to compile, for functions that run a few times on small arrays.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+SHAPE = dict(width=16, layers=1, heads=4, kv_heads=2, head_width=4, mlp_width=24)
+VOCAB = 31
+CONFIG = TransformerConfig(vocab_size=VOCAB, **SHAPE)
+MODEL = Transformer(CONFIG)
+
+
+@functools.cache
+def params(seed: int = 0):
+    """Parameters large enough that the distributions are far from uniform."""
+    return jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(seed)))
+
+
+def prompts(rng: np.random.Generator, batch: int, length: int) -> Prompts:
+    """B prompts of random tokens and lengths."""
+    mask = np.arange(length) < rng.integers(1, length + 1, size=batch)[:, None]
+    tokens = np.where(mask, rng.integers(3, VOCAB, size=(batch, length)), 0).astype(np.int32)
+    return Prompts(tokens, mask, np.zeros(batch, np.int32), np.zeros(batch, np.int32))
+
+
+def completions(rng: np.random.Generator, count: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask [N, T], of random lengths from 1 on."""
+    mask = np.arange(length) < rng.integers(1, length + 1, size=count)[:, None]
+    return rng.integers(3, VOCAB, size=(count, length)).astype(np.int32), mask
+
+
+def flat(tree) -> np.ndarray:
+    """All leaves of a tree as one vector in float64."""
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """A tokenizer of the worlds' words."""
+    return train_tokenizer(worlds.corpus(0, 1500), 1200, STRATEGIES)
+
+
+@functools.cache
+def world_task(name: str = "bank_1", examples_per_label: int = 8) -> Task:
+    """An embedded world with few rows of real data."""
+    return worlds.load_task(name, examples_per_label=examples_per_label, train_per_label=4, test_per_label=2)
+
+
+@functools.cache
+def policy() -> Policy:
+    """An untrained policy with that tokenizer."""
+    config = TransformerConfig(vocab_size=tokenizer().vocab_size, **SHAPE)
+    return Policy(Transformer(config), init_params(config, jax.random.key(0)), tokenizer(), "tiny")
