@@ -19,7 +19,7 @@ METRICS = ("vendi", "distinct_2")
 VARIANTS = {
     "learned": {},
     # As many updates a turn as the learner makes, all of them maximum likelihood on the label budget.
-    "supervised": {"learner.steps": 0, "supervised.steps": 25},
+    "supervised": {"learner.steps": 0, "supervised.steps": 20},
 }
 
 
@@ -29,7 +29,8 @@ def run(variant: str, seed: int, workdir: pathlib.Path) -> None:
         return
     overrides = [f"--config.{key}={value}" for key, value in VARIANTS[variant].items()]
     command = [sys.executable, "-m", "streamsynth.main", "train", f"--workdir={workdir}"]
-    subprocess.run([*command, f"--config=configs/quickstart.py:seed={seed}", *overrides], cwd=ROOT, check=True)
+    config = f"--config=configs/quickstart.py:seed={seed}"
+    subprocess.run([*command, config, *overrides], cwd=ROOT, check=True)
 
 
 def cells(workdir: pathlib.Path) -> list[dict]:

@@ -1,4 +1,11 @@
-"""The embedded stream, from nothing to the report."""
+"""The embedded stream, from nothing to the report.
+
+    streamsynth train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Pretrains a policy of half a million parameters on embedded worlds drawn without end, then takes it through a
+stream of five related worlds that it has not seen. Arguments: `tiny`, `seed=N`, `stream=NAME` (related,
+unrelated, tuning; tuning worlds are for choosing settings and are never reported).
+"""
 
 from streamsynth.config import parse_arg
 from streamsynth.defaults import default_config

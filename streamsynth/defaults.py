@@ -25,14 +25,13 @@ def default_config() -> ConfigDict:
                 remat=False,
             ),
             worlds=dict(  # how hard the embedded worlds are, in pretraining and in the stream
-                cores_per_label=4,  # of a label; each makes up to sixteen frames
+                cores_per_label=4,  # of a label; each makes up to nine frames
                 words_per_category=8,
-                odd_category_rate=0.2,  # how often a label departs from its world in a side role
             ),
             pretrain=dict(
                 sources=("worlds",),  # or files: and tfds: specs, disjoint from stream.tasks
                 corpus_sentences=20_000,  # for the tokenizer, where the sources are worlds
-                steps=1000,
+                steps=950,
                 prompts=20,  # B
                 samples=2,  # G targets a prompt
                 prompt_weight=0.5,  # of the likelihood of the examples that the prompts show
@@ -68,22 +67,23 @@ def default_config() -> ConfigDict:
                 max_words=60,
             ),
             balance=dict(
-                alpha=0.5,  # where the weight of diversity starts in each turn
-                eta=0.5,  # step of the dual ascent
-                alpha_max=4.0,
+                alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn
+                eta=15.0,  # step of the dual ascent
+                alpha_max=8.0,
                 target="policy",  # hold the diversity the policy had at the turn's start; or "examples"
-                factor=1.0,  # of the target
-                weighted=True,  # measure diversity over samples by their quality; else over all gated ones
+                factor=0.97,  # of the effective number of different texts (the statistic is its logarithm)
+                weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
+                neutral=True,  # pay novelty that quality does not explain; False pays plain credit
                 batches=4,  # that measure the target, not learned from
             ),
             learner=dict(
-                steps=25,  # a turn
+                steps=20,  # a turn
                 kl_reference="turn",  # the policy at the turn's start; or "base"
             ),
             objective=dict(
                 clip_low=0.2,
                 clip_high=0.28,
-                kl_weight=0.05,
+                kl_weight=0.25,
                 entropy_weight=0.0,
                 replay_weight=1.0,
                 replay_cap=2.0,

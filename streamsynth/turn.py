@@ -59,14 +59,14 @@ def begin_turn(setting: Setting, state: RunState) -> tuple[RunState, dict[str, f
     if config.balance.target == "examples":
         found = _statistic_of_examples(setting, turn)
     state = state.replace(
-        balance=balance.initial(config.balance.alpha, config.balance.factor * found),
+        balance=balance.initial(config.balance.alpha, found + float(np.log(config.balance.factor))),
         turn_step=np.int32(1),
         step=np.int32(step + 1),
     )
     return assemble_lib.on_mesh(setting, state), {
         "reward/quality": float(np.mean(quality)),
         "diversity/statistic": float(np.mean(statistics)),
-        "diversity/target": config.balance.factor * found,
+        "diversity/target": found + float(np.log(config.balance.factor)),
     }
 
 
@@ -214,6 +214,7 @@ def _assess(
         eta=b.eta,
         alpha_max=b.alpha_max,
         weighted=b.weighted,
+        neutral=b.neutral,
     )
 
 

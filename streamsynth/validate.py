@@ -34,12 +34,12 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "balance.alpha",
         "balance.alpha_max",
         "balance.eta",
-        "balance.factor",
         "dataset.per_label",
         "evaluation.student.hidden",
         "evaluation.student.weight_decay",
         "feedback.judges.*",
         "feedback.min_words",
+        "learner.steps",
         "objective.clip_high",
         "objective.cloning_weight",
         "objective.drift_limit",
@@ -75,7 +75,6 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "evaluation.student.width",
         "feedback.max_words",
         "feedback.width",
-        "learner.steps",
         "objective.chunk",
         "policy.heads",
         "policy.kv_heads",
@@ -105,6 +104,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
 # (bound, bound) and the keys that lie strictly between them.
 _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
     (0, _INFINITY): (
+        "balance.factor",  # its logarithm is taken
         "evaluation.student.learning_rate",
         "evaluation.temperature",
         "feedback.accept",  # at 0 even what the gates reject would be kept

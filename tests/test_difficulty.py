@@ -1,9 +1,13 @@
-"""The config's `worlds` group: it reaches the tasks of the stream, pretraining, and tasks named later."""
+"""Difficulty: what it does to a world; the config's `worlds` group reaches all tasks and pretraining."""
 
+import collections
+import math
 import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from streamsynth import assemble, pretrain, synthesize
 from streamsynth.config import load
@@ -36,6 +40,10 @@ def words(task):
     return {word for example in task.train for word in example.text.split()}
 
 
+def fillers(world):
+    return {word for label in world.labels for own in label.words.values() for word in own}
+
+
 def test_the_default_config_has_the_default_difficulty(configured):
     assert worlds.Difficulty(**configured().worlds) == worlds.Difficulty()
     for task in assemble.load_tasks(configured()):
@@ -46,9 +54,11 @@ def test_an_override_changes_the_tasks_of_the_stream(configured):
     few = configured(words_per_category=5)
     for usual, narrow in zip(assemble.load_tasks(configured()), assemble.load_tasks(few), strict=True):
         assert usual.labels == narrow.labels
-        assert words(narrow) < words(usual)
         # By the world that the task names, so that the verifier has narrowed with the texts.
         world = worlds.stream_world(narrow.name, worlds.Difficulty(words_per_category=5))
+        left_out = fillers(worlds.stream_world(usual.name)) - fillers(world)
+        assert words(usual) & left_out
+        assert not words(narrow) & left_out
         assert all(world.verify(example.text, example.label) for example in narrow.test)
         assert not all(narrow.verifier(example.text, example.label) for example in usual.test)
 
@@ -65,9 +75,7 @@ def test_only_worlds_have_a_difficulty(tmp_path):
     assert plain.train == given.train
 
 
-@pytest.mark.parametrize(
-    "change", [{"cores_per_label": 2}, {"words_per_category": 6}, {"odd_category_rate": 0.5}]
-)
+@pytest.mark.parametrize("change", [{"cores_per_label": 2}, {"words_per_category": 6}])
 def test_pretraining_at_another_difficulty_is_another_policy(configured, tmp_path, change):
     usual, again, other = (
         pretrain.base_policy(config, (), cache_dir=tmp_path / "cache")
@@ -83,7 +91,9 @@ def test_pretraining_meets_the_words_of_its_difficulty_only(configured):
     def seen(config):
         lessons = [lesson for step in range(20) for lesson in pretrain._lessons(config, (), step)]
         texts = [text for lesson in lessons for text in (*lesson.own(rng, 4), *lesson.others(rng, 4))]
-        return set(" ".join(texts + pretrain._corpus(config, ())).split())
+        # The corpus ends with its sentences; names of labels, which are no texts, come before them.
+        sentences = pretrain._corpus(config, ())[-config.pretrain.corpus_sentences :]
+        return set(" ".join(texts + sentences).split())
 
     words = {word for category in LEXICON.values() for word in category[:2]}
     for domain in DOMAINS.values():
@@ -92,13 +102,55 @@ def test_pretraining_meets_the_words_of_its_difficulty_only(configured):
     assert not seen(configured()) <= words
 
 
+def num_cores(label):
+    return len({frame.core for frame in label.frames})
+
+
+def test_difficulty_narrows_cores_words_and_labels():
+    easy = worlds.Difficulty(labels=8, cores_per_label=2, words_per_category=5)
+    for world in (worlds.stream_world("garden_1", easy), worlds.stream_world("bank_1", easy)):
+        assert len(world.labels) == 8
+        for label in world.labels:
+            assert num_cores(label) == 2
+            assert all(len(label.words[role]) == 5 * len(own) for role, own in label.categories.items())
+    drawn = [worlds.pretrain_world(seed, easy) for seed in range(30)]
+    assert {len(world.labels) for world in drawn} == {8}
+    assert {num_cores(label) for world in drawn for label in world.labels} == {1, 2}
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 10**6), st.integers(3, 8), st.integers(1, 7))
+def test_labels_have_cores_of_their_own_as_long_as_there_are_choices(seed, labels, cores):
+    world = worlds.pretrain_world(seed, worlds.Difficulty(labels=labels, cores_per_label=cores))
+    counts = {num_cores(label) for label in world.labels}
+    assert len(counts) == 1
+    own = counts.pop()
+    assert max(1, cores - 1) <= own <= cores
+    choices = collections.Counter(frozenset(label.frames) for label in world.labels)
+    assert len(choices) == min(labels, math.comb(own + 2, own))
+    assert max(choices.values()) - min(choices.values()) <= 1
+
+
+def test_the_most_cores_fit_every_named_world():
+    most = worlds.Difficulty(cores_per_label=7)
+    for name in worlds.STREAM_WORLDS + worlds.TUNING_WORLDS:
+        for label in worlds.stream_world(name, most).labels:
+            assert num_cores(label) == 7
+
+
+def test_the_content_hash_tells_difficulties_apart():
+    changes = ({}, {"cores_per_label": 2}, {"words_per_category": 7}, {"labels": 4})
+    assert len({worlds.content_hash(worlds.Difficulty(**change)) for change in changes}) == len(changes)
+    assert worlds.content_hash() == worlds.content_hash(worlds.Difficulty())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"cores_per_label": 0}, "worlds.cores_per_label is 0"),
         ({"cores_per_label": 8}, "worlds.cores_per_label is 8"),
         ({"words_per_category": 1}, "worlds.words_per_category is 1"),
-        ({"odd_category_rate": -0.5}, "worlds.odd_category_rate is -0.5"),
+        ({"words_per_category": 13}, "worlds.words_per_category is 13"),
     ],
 )
 def test_impossible_values_are_refused_before_anything_is_computed(configured, change, message):
@@ -108,5 +160,5 @@ def test_impossible_values_are_refused_before_anything_is_computed(configured, c
 
 def test_a_task_named_after_the_run_has_the_difficulty_of_the_run(configured):
     setting = types.SimpleNamespace(tasks=(), config=configured(words_per_category=2, cores_per_label=1))
-    with pytest.raises(UserError, match="'film_1'.*too few"):
-        synthesize._with_task(setting, "worlds:film_1")
+    with pytest.raises(UserError, match="'hobby_1'.*too few"):
+        synthesize._with_task(setting, "worlds:hobby_1")

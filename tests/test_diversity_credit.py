@@ -84,6 +84,35 @@ def test_credit_and_baseline_equal_brute_force(ridge):
     )
 
 
+def test_neutral_credit_equals_brute_force_and_pays_nothing_for_weight_alone():
+    archive = filled(1)
+    e, label = batch(2, gated=(5,))
+    e[3] = e[4]  # a duplicate
+    matrix = np.asarray(archive.matrix, np.float64)
+    own, _ = brute_credit(matrix, e, label)
+    weight = (e**2).sum(1)
+    expected = np.zeros(N)
+    for i in range(N):
+        rest = np.arange(N) != i
+        credit_rest, _ = brute_credit(matrix, e[rest], label[rest])
+        others = label[rest] == label[i]
+        expected[i] = own[i] - weight[i] * credit_rest[others].sum() / weight[rest][others].sum()
+    found = jax.jit(diversity.neutral_credit)(archive, e.astype(np.float32), label)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert found[5] == 0.0
+    # Equal texts are worth less than the going rate, whatever their weight.
+    one = np.zeros((4, D), np.float32)
+    one[:3, 0], one[3, 1] = 0.9, 0.9
+    alike = diversity.neutral_credit(diversity.empty(1, D), one, np.zeros(4, np.int32))
+    assert (np.asarray(alike[:3]) < 0).all() and alike[3] > 0
+
+
+def test_neutral_credit_of_a_sample_alone_in_its_label_is_zero():
+    e = np.eye(2, D, dtype=np.float32)
+    found = diversity.neutral_credit(diversity.empty(2, D), e, np.array([0, 1]))
+    np.testing.assert_array_equal(found, 0.0)
+
+
 def test_identities_hold_to_double_precision():
     """The formulas are exact, not approximate: in float64 nothing but rounding is left."""
     with jax.enable_x64(True):

@@ -115,8 +115,39 @@ def credit(archive: Archive, e: Array, label: Array) -> tuple[jax.Array, jax.Arr
 
     Returns:
       credit: [N], f(Y) - f(Y without i), at least 0 and exactly 0 where e_i = 0.
-      baseline: [N], the mean credit of the label's other samples in Y without i; 0 if there are none.
+      baseline: [N], the mean credit of the label's other samples in Y without i; 0 for a sample that is
+        alone.
     """
+    own, total, others = _leave_one_out(archive, e, label)
+    return own, total / jnp.maximum(jnp.sum(others, axis=1), 1)
+
+
+def neutral_credit(archive: Archive, e: Array, label: Array) -> jax.Array:
+    """Credit for novelty alone: what a sample adds beyond what its quality would add on average.
+
+        credit_i - r_i * m_i,    m_i = sum_{j != i} credit_j(Y without i) / sum_{j != i} r_j
+
+    Since e = sqrt(r) phi, plain credit mostly tells valid samples from invalid ones: as a reward it asks for
+    quality once more, and the more it weighs the less diverse a policy becomes. m_i, the going rate of
+    credit for a unit of weight, does not depend on sample i. Against it a gated sample gets 0, a valid
+    sample that resembles the others less than 0 and a rare one more.
+
+    Args:
+      archive, e, label: as in `credit`.
+
+    Returns:
+      [N]; 0 where e_i = 0 and for a sample that is alone in its label.
+    """
+    own, total, others = _leave_one_out(archive, e, label)
+    weight = jnp.sum(e * e, axis=-1)
+    weight_of_others = jnp.sum(jnp.where(others, weight[None, :], 0.0), axis=1)
+    alone = weight_of_others <= MIN_PAIR_WEIGHT
+    rate = total / jnp.where(alone, 1.0, weight_of_others)
+    return jnp.where(alone, 0.0, own - weight * rate)
+
+
+def _leave_one_out(archive: Archive, e: Array, label: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Credit [N]; the sum over the label's other samples of credit without i [N]; who they are [N, N]."""
     blocks = _blocks(e, label, archive.matrix.shape[0])
     whitened = _whiten(_cholesky(archive.matrix + _gram(blocks, e)), blocks)
     leverage = jnp.minimum(jnp.sum(whitened * whitened, axis=-1), MAX_LEVERAGE)  # h_ii
@@ -125,8 +156,7 @@ def credit(archive: Archive, e: Array, label: Array) -> tuple[jax.Array, jax.Arr
     without = leverage[None, :] + cross**2 / (1.0 - leverage)[:, None]  # [i, j]: h_jj once i is gone
     credit_without = -jnp.log1p(-jnp.minimum(without, MAX_LEVERAGE))
     total = jnp.sum(jnp.where(others, credit_without, 0.0), axis=1)
-    baseline = total / jnp.maximum(jnp.sum(others, axis=1), 1)
-    return -jnp.log1p(-leverage), baseline
+    return -jnp.log1p(-leverage), total, others
 
 
 def marginal(archive: Archive, e: Array, label: Array, counted: Array) -> jax.Array:

@@ -79,8 +79,11 @@ def replayed_batch(
             quality=_moved(task.quality, s.quality, mine, decay),
             credit=_moved(task.credit, fresh, mine, decay),
         )
-    advantage = (s.quality - base_quality) / _sigma(state, "quality")
-    advantage += state.balance.alpha * (credit - base_credit) / _sigma(state, "diversity")
+    # As with fresh samples: novelty is the credit beyond what the sample's weight is usually worth.
+    novelty = credit - s.weight * base_credit / jnp.maximum(base_quality, FLOORS["quality"])
+    share = state.balance.alpha / (1.0 + state.balance.alpha)
+    advantage = (1.0 - share) * (s.quality - base_quality) / _sigma(state, "quality")
+    advantage += share * novelty / _sigma(state, "diversity")
     batch = Replayed(
         prompts=Prompts(s.prompt_tokens, s.prompt_mask, s.label, s.strategy),
         tokens=s.tokens,

@@ -40,7 +40,9 @@ class Assessment:
     balance: Balance
 
 
-@functools.partial(jax.jit, static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted"))
+@functools.partial(
+    jax.jit, static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted", "neutral")
+)
 def assess(
     archive: Archive,
     scores: Scores,
@@ -54,6 +56,7 @@ def assess(
     eta: float,
     alpha_max: float,
     weighted: bool,
+    neutral: bool,
 ) -> Assessment:
     """Advantages of fresh samples: quality against its group, diversity credit against its baseline.
 
@@ -67,18 +70,22 @@ def assess(
       eta, alpha_max: of the dual ascent.
       weighted: whether the statistic that alpha follows weighs samples by r(q), or takes all that passed
         the gates alike.
+      neutral: whether diversity is paid by `neutral_credit`, or by credit less its baseline.
     """
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
     credit, baseline = diversity.credit(archive, e, label)
+    novelty = diversity.neutral_credit(archive, e, label) if neutral else credit - baseline
     num_labels = archive.matrix.shape[0]
     counted = weight if weighted else scores.gate
     d, valid = diversity.statistic(scores.features, counted, label, num_labels)
     parts = {
         "quality": advantages.leave_one_out(scores.quality.reshape(-1, samples)).reshape(-1),
-        "diversity": credit - baseline,
+        "diversity": novelty,
     }
-    combined = advantages.combine(parts, {"quality": 1.0, "diversity": balance.alpha}, spread, FLOORS)
+    # A mean, not a sum: what binds must hold quality back, or the policy outruns it.
+    share = balance.alpha / (1.0 + balance.alpha)
+    combined = advantages.combine(parts, {"quality": 1.0 - share, "diversity": share}, spread, FLOORS)
     metrics = {
         "diversity/statistic": d,
         "diversity/target": balance.target,

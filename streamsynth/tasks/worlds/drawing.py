@@ -1,11 +1,11 @@
 """How worlds are drawn from the domains, and what is kept apart for the streams that are measured.
 
-A label's frames are all combinations of its world's openers, cores of its own and its world's tails, so that
-whoever has seen the parts in its examples can write every frame. A domain's openers fall into two groups, and so
-do its tails; a world has one group of each, and of the four cells of that grid one belongs to the streams, one to
-tuning and two to pretraining. Of the grid of bearing categories, 2 x 2 blocks along a hashed diagonal are reserved:
-pretraining draws its labels outside the blocks, stream and tuning worlds inside them. So a policy has met every
-word and every part of a frame, but no frame and no combination of categories of a stream world.
+A label's frames are all combinations of its world's openers, cores of its own and its world's tails, so
+that whoever has seen the parts in its examples can write every frame. Of the pairs of an opener and a
+tail, a block of three by three belongs to the streams and another one to tuning; pretraining has all
+others. Of the grid of bearing categories, 2 x 2 blocks along a hashed diagonal are reserved: pretraining
+draws its labels outside the blocks, stream and tuning worlds inside them. So a policy has met every word
+and every part of a frame, but no frame and no combination of categories of a stream world.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from streamsynth.tasks.worlds.lexicon import LEXICON
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (*TOWN, *LEISURE)}
 PRETRAIN, STREAM, TUNING = "pretrain", "stream", "tuning"
-# By the group of the opener and the group of the tail.
-_PART_OF_CELL = {(0, 0): STREAM, (1, 1): TUNING, (0, 1): PRETRAIN, (1, 0): PRETRAIN}
-_GROUP = 4  # openers, and tails, that a world has: half of its domain's
+_GROUP = 3  # openers, and tails, that a world has
 MIN_LABELS, MAX_LABELS = 3, 8
 # How many of its world's cores a label lacks: which ones makes its set of frames its own.
 _SPARE_CORES = 2
@@ -41,22 +39,19 @@ class Difficulty:
       labels: number of labels, 3 to 8; None leaves it to the world (pretraining draws it).
       cores_per_label: cores of a label; its frames are these with the world's openers and tails. Labels
         have different cores as long as there are choices: 3 for one core, 6 for two, 10 for three.
-      words_per_category: only the first so many words of a category are used.
-      odd_category_rate: how often a label departs from its world in the category of a role that is not
-        bearing; in [0, 1]. Such a category alone gives labels away, so a low rate is harder.
+      words_per_category: only the first so many words of a category are used. A role that is not bearing
+        takes those of all its categories.
     """
 
     labels: int | None = None
     cores_per_label: int = 4
     words_per_category: int = 8
-    odd_category_rate: float = 0.2
 
     def __post_init__(self):
         limits = {
             "labels": (MIN_LABELS, MAX_LABELS),
             "cores_per_label": (1, _most_cores()),
             "words_per_category": (2, min(len(words) for words in LEXICON.values())),
-            "odd_category_rate": (0.0, 1.0),
         }
         for key, (low, high) in limits.items():
             value = getattr(self, key)
@@ -73,34 +68,41 @@ def stable_rng(*parts: object) -> np.random.Generator:
 
 def part_of(domain: Domain, frame: Frame) -> str:
     """Which worlds may use the frame: "pretrain", "stream" or "tuning". Its opener and its tail decide."""
-    groups = _groups(domain.name)
-    opener = next(i for i, group in enumerate(groups[0]) if frame.opener in group)
-    tail = next(i for i, group in enumerate(groups[1]) if frame.tail in group)
-    return _PART_OF_CELL[opener, tail]
+    return _part_of_pair(domain.name, frame.opener, frame.tail)
+
+
+def _part_of_pair(domain_name: str, opener: str, tail: str) -> str:
+    for part, (openers, tails) in _reserved_texts(domain_name).items():
+        if opener in openers and tail in tails:
+            return part
+    return PRETRAIN
 
 
 @functools.cache
-def _groups(domain_name: str) -> tuple[tuple[tuple[str, ...], ...], tuple[tuple[str, ...], ...]]:
-    """A domain's openers and its tails, each in two groups, in an order by hash."""
+def _reserved_texts(domain_name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """The openers and the tails of the worlds of each reserved part, in an order by hash."""
     domain = DOMAINS[domain_name]
+    openers = sorted(domain.openers, key=lambda text: _digest("openers", domain_name, text))
+    tails = sorted(domain.tails, key=lambda text: _digest("tails", domain_name, text))
+    return {
+        part: (tuple(openers[start : start + _GROUP]), tuple(tails[start : start + _GROUP]))
+        for part, start in ((STREAM, 0), (TUNING, _GROUP))
+    }
 
-    def grouped(kind: str, texts: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:
-        order = sorted(texts, key=lambda text: _digest(kind, domain_name, text))
-        return tuple(tuple(order[start : start + _GROUP]) for start in range(0, len(order), _GROUP))
 
-    return grouped("openers", domain.openers), grouped("tails", domain.tails)
-
-
-@functools.cache
-def _cells(domain_name: str, part: str) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
-    """The pairs of an opener group and a tail group that belong to a part."""
-    openers, tails = _groups(domain_name)
-    domain = DOMAINS[domain_name]
-    return tuple(
-        (first, second)
-        for first, second in itertools.product(openers, tails)
-        if part_of(domain, Frame(first[0], domain.cores[0], second[0])) == part
-    )
+def _deal_ends(
+    domain: Domain, part: str, rng: np.random.Generator
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The openers and the tails of a world, no pair of which belongs to another part."""
+    if part != PRETRAIN:
+        return _reserved_texts(domain.name)[part]
+    openers = tuple(domain.openers[i] for i in rng.permutation(len(domain.openers))[:_GROUP])
+    open_tails = [
+        tail
+        for tail in domain.tails
+        if all(_part_of_pair(domain.name, opener, tail) == PRETRAIN for opener in openers)
+    ]
+    return openers, tuple(open_tails[i] for i in rng.permutation(len(open_tails))[:_GROUP])
 
 
 @functools.cache
@@ -186,21 +188,18 @@ def _draw(
     difficulty: Difficulty,
     rng: np.random.Generator,
 ) -> World:
-    usual = {
-        role: categories[rng.integers(len(categories))]
-        for role, categories in domain.roles.items()
-        if role not in domain.bearing
-    }
     frames = _deal_frames(domain, part, len(pairs), difficulty.cores_per_label, rng)
     labels = []
     for pair, own_frames in zip(pairs, frames, strict=True):
-        categories = dict(zip(domain.bearing, pair, strict=True))
-        for role, category in usual.items():
-            choices = domain.roles[role]
-            odd = rng.random() < difficulty.odd_category_rate
-            categories[role] = choices[rng.integers(len(choices))] if odd else category
+        # A role that is not bearing takes any word of its categories, in every label alike.
+        categories = domain.roles | {
+            role: (category,) for role, category in zip(domain.bearing, pair, strict=True)
+        }
         count = difficulty.words_per_category
-        words = {role: LEXICON[category][:count] for role, category in categories.items()}
+        words = {
+            role: tuple(word for name in names for word in LEXICON[name][:count])
+            for role, names in categories.items()
+        }
         labels.append(Label(f"{pair[0]} and {pair[1]}", categories, words, own_frames))
     first, second = domain.bearing
     description = f"{domain.topic} told apart by {first} and {second}"
@@ -215,8 +214,7 @@ def _deal_frames(
     A frame in which a role occurs in two of its pieces would repeat itself ("our aunt ... to please our
     aunt") and is left out.
     """
-    cells = _cells(domain.name, part)
-    openers, tails = cells[rng.integers(len(cells))]
+    openers, tails = _deal_ends(domain, part, rng)
     fitting = _fitting_cores(domain, tails)
     pool = [fitting[i] for i in rng.permutation(len(fitting))[: num_cores + _SPARE_CORES]]
     choices = list(itertools.combinations(pool, num_cores))
@@ -244,7 +242,9 @@ def _fitting_cores(domain: Domain, tails: tuple[str, ...]) -> list[str]:
 def _most_cores() -> int:
     """How many cores a label can have in every domain, whichever tails its world has."""
     fitting = (
-        _fitting_cores(domain, tails) for domain in DOMAINS.values() for tails in _groups(domain.name)[1]
+        _fitting_cores(domain, tails)
+        for domain in DOMAINS.values()
+        for tails in itertools.combinations(domain.tails, 2)
     )
     return min(map(len, fitting)) - _SPARE_CORES
 

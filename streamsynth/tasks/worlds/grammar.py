@@ -56,18 +56,19 @@ class Frame:
 
 @dataclasses.dataclass(frozen=True)
 class Label:
-    """A language: frames, filled with the words of one category per role.
+    """A language: frames, filled with the words of one category, or of several, per role.
 
     Attributes:
       name: unique within the world; the names of the two categories that bear it.
-      categories: role -> category name.
-      words: role -> the words that may fill it (the first words of the category).
+      categories: role -> names of the categories that may fill it: a single one for each bearing role, all
+        of the domain's for any other.
+      words: role -> the words that may fill it (the first words of each of its categories).
       frames: the combinations of the world's openers, this label's cores and the world's tails, without
         those that would have a role in both core and tail. Other labels may share some of them.
     """
 
     name: str
-    categories: dict[str, str]
+    categories: dict[str, tuple[str, ...]]
     words: dict[str, tuple[str, ...]]
     frames: tuple[Frame, ...]
 
@@ -112,7 +113,8 @@ class World:
     """A classification task in a made-up but plain piece of English, with an exact verifier.
 
     The labels are cells of a grid: which category fills the first bearing role, and which the second.
-    They share openers, tails, most cores and many words; combinations tell them apart.
+    They share openers, tails, most cores, and the words of all roles that are not bearing. A bearing category
+    is mostly shared with another label, so that combinations tell labels apart.
     """
 
     name: str
