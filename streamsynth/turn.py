@@ -16,7 +16,7 @@ from streamsynth.dataset.rows import Row
 from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner import balance
-from streamsynth.learner.collect import Scored, Written, score, uniform_strategies, write
+from streamsynth.learner.collect import Scored, Written, score, write
 from streamsynth.learner.lessons import example_lessons, lesson_batch
 from streamsynth.learner.objective import Fresh
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
@@ -46,7 +46,8 @@ def begin_turn(setting: Setting, state: RunState) -> tuple[RunState, dict[str, f
     statistics, quality = [], []
     state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
     for batch in range(config.balance.batches):
-        strategy = uniform_strategies(config.rollout.prompts, len(STRATEGIES))
+        rng = numpy_rng(config.seed, "measure/patterns", step, batch)
+        strategy = patterns.draw(state.patterns, turn, rng, config.rollout.prompts, setting.patterns)
         written = _write(setting, state, turn, strategy, "measure", (step, batch))
         scored = score(
             task, written, setting.rewards[turn], setting.featurize, lambda text: False, config.feedback

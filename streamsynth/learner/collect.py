@@ -157,8 +157,3 @@ def score(
         parts=parts,
     )
     return Scored(scores, gates)
-
-
-def uniform_strategies(count: int, strategies: int) -> np.ndarray:
-    """[count] int32: every strategy as often as any other, to within one."""
-    return (np.arange(count) % strategies).astype(np.int32)
