@@ -70,7 +70,7 @@ def default_config() -> ConfigDict:
                 alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn
                 eta=15.0,  # step of the dual ascent
                 alpha_max=8.0,
-                target="policy",  # hold the diversity the policy had at the turn's start; or "examples"
+                target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
                 factor=0.97,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
                 neutral=True,  # pay novelty that quality does not explain; False pays plain credit

@@ -45,10 +45,13 @@ def begin_turn(setting: Setting, state: RunState) -> tuple[RunState, dict[str, f
     task, archive = setting.tasks[turn], state.tasks[turn].archive
     statistics, quality = [], []
     state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
+    # What is to be held is the diversity of the base policy: held from turn to turn, a little would be lost
+    # each time.
+    measured = state if config.balance.target == "policy" else state.replace(params=setting.policy.params)
     for batch in range(config.balance.batches):
         rng = numpy_rng(config.seed, "measure/patterns", step, batch)
         strategy = patterns.draw(state.patterns, turn, rng, config.rollout.prompts, setting.patterns)
-        written = _write(setting, state, turn, strategy, "measure", (step, batch))
+        written = _write(setting, measured, turn, strategy, "measure", (step, batch))
         scored = score(
             task, written, setting.rewards[turn], setting.featurize, lambda text: False, config.feedback
         )

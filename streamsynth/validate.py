@@ -135,7 +135,7 @@ _BELOW_ONE = (
 _CHOICES = {
     "stream.experience": ("sequential", "isolated"),
     "stream.on_bad_row": ("error", "skip"),
-    "balance.target": ("policy", "examples"),
+    "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
     "feedback.features": ("ngrams", "hidden"),
 }

@@ -65,7 +65,7 @@ def test_a_finished_run_that_is_started_again_changes_nothing(finished, tmp_path
     [
         ("--config.stream.tasks=worlds:restaurant_1,worlds:market_1", "may only append tasks"),
         ("--config.stream.tasks=worlds:market_1", "may only append tasks"),
-        ("--config.objective.kl_weight=0.5", "objective.kl_weight was 0.05 and is now 0.5"),
+        ("--config.objective.kl_weight=0.5", "objective.kl_weight was 0.25 and is now 0.5"),
     ],
 )
 def test_a_changed_prefix_or_key_is_refused(finished, change, sentence, capsys):

@@ -96,7 +96,7 @@ KEYS = [
     ("feedback.judges.oracle=1", "feedback.judges.oracle"),
     ("feedback.accept=0", "feedback.accept = 0.0"),
     ("feedback.min_words=99", "feedback.max_words = 60 is below feedback.min_words = 99"),
-    ("balance.target=mean", "choose one of policy, examples"),
+    ("balance.target=mean", "choose one of base, policy, examples"),
     ("balance.batches=0", "balance.batches = 0"),
     ("replay.capacity=0", "replay.capacity = 0"),
     ("replay.share=100", "replay.capacity"),

@@ -120,7 +120,9 @@ def test_credit_is_refreshed_and_baselines_lag(state):
         row, task = row_of(state, j, batch, i), state.tasks[j]
         s = task.buffer.samples
         quality, credit = float(s.quality[row]), marginal_by_hand(state, j, row)
-        expected = (quality - float(task.quality)) / 0.2 + 0.7 * (credit - float(task.credit)) / 0.5
+        usual = float(task.credit) / max(float(task.quality), 0.05)  # credit for a unit of weight
+        novelty = (credit - float(s.weight[row]) * usual) / 0.5
+        expected = ((quality - float(task.quality)) / 0.2 + 0.7 * novelty) / 1.7
         np.testing.assert_allclose(batch.advantage[i], expected, rtol=1e-4, atol=1e-5)
         assert batch.elite[i] == (quality >= 0.8)
         np.testing.assert_array_equal(batch.tokens[i], s.tokens[row])

@@ -115,7 +115,7 @@ def test_every_part_of_the_reward_is_logged_before_and_after_its_weight(metrics)
             assert {f"advantage/{part}", f"advantage/{part}_weighted"} <= set(record)
         assert {"reward/quality", "reward/posterior", "reward/posterior_weighted"} <= set(record)
         assert record["advantage/diversity_weighted"] == pytest.approx(
-            record["alpha"] * record["advantage/diversity"], rel=1e-4
+            record["alpha"] / (1 + record["alpha"]) * record["advantage/diversity"], rel=1e-4
         )
         assert 0 <= record["gate/all"] <= min(v for k, v in record.items() if k.startswith("gate/"))
         assert all(math.isfinite(v) for v in record.values() if isinstance(v, float))

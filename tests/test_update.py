@@ -27,7 +27,7 @@ def scores_of(rng, quality):
 
 
 def run(scores, label, spread, balanced, archive=None, **changes):
-    setting = dict(samples=2, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0, weighted=True)
+    setting = dict(samples=2, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0, weighted=True, neutral=False)
     archive = diversity.empty(LABELS, D, RIDGE) if archive is None else archive
     return assess(archive, scores, np.asarray(label, np.int32), spread, balanced, **(setting | changes))
 
@@ -76,13 +76,13 @@ def test_the_first_batch_is_not_learned_from_and_scales_lag():
     quality = np.array([-0.8, 0.8, 0.0, 0.0, -0.8, 0.8]) / sigma[0]
     credit, baseline = credit_by_hand(two, LABEL)
     novelty = (credit - baseline) / sigma[1]
-    np.testing.assert_allclose(second.advantage, quality + 0.5 * novelty, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(second.advantage, (quality + 0.5 * novelty) / 1.5, rtol=1e-3, atol=1e-4)
     # Every part before and after its weight.
     m = second.metrics
     np.testing.assert_allclose(m["advantage/quality"], np.abs(quality).mean(), rtol=1e-4)
-    np.testing.assert_allclose(m["advantage/quality_weighted"], np.abs(quality).mean(), rtol=1e-4)
+    np.testing.assert_allclose(m["advantage/quality_weighted"], np.abs(quality).mean() / 1.5, rtol=1e-4)
     np.testing.assert_allclose(m["advantage/diversity"], np.abs(novelty).mean(), rtol=1e-3)
-    np.testing.assert_allclose(m["advantage/diversity_weighted"], 0.5 * np.abs(novelty).mean(), rtol=1e-3)
+    np.testing.assert_allclose(m["advantage/diversity_weighted"], np.abs(novelty).mean() / 3, rtol=1e-3)
     np.testing.assert_allclose([m["sigma/quality"], m["sigma/diversity"]], sigma, rtol=1e-3)
     np.testing.assert_allclose(m["diversity/credit"], credit.mean(), rtol=1e-4)
     # The scale moves only now.
@@ -97,6 +97,20 @@ def test_rloo_on_numbers_worked_by_hand():
     scores = scores_of(np.random.default_rng(0), quality)
     result = run(scores, [0] * 8, spread, balance.initial(0.0, 0.0), samples=4)
     np.testing.assert_allclose(result.advantage, expected, atol=1e-6)
+
+
+def test_neutral_diversity_is_what_credit_exceeds_its_rate():
+    """Diversity then pays novelty that quality does not explain, and nothing for a gated sample."""
+    scores = scores_of(np.random.default_rng(6), SECOND)
+    spread = advantages.Spread({name: jnp.float32(1.0) for name in PARTS})
+    result = run(scores, LABEL, spread, balance.initial(3.0, 0.0), neutral=True)
+    e = diversity.weighted(scores.features, scores.quality)
+    novelty = diversity.neutral_credit(diversity.empty(LABELS, D, RIDGE), e, np.array(LABEL))
+    quality = np.array([-0.8, 0.8, 0.0, 0.0, -0.8, 0.8])
+    np.testing.assert_allclose(
+        result.advantage, (quality + 3.0 * np.asarray(novelty)) / 4, rtol=1e-4, atol=1e-5
+    )
+    assert novelty[4] == 0.0
 
 
 def test_gated_samples_have_no_weight_and_no_credit_and_change_nobodys():
