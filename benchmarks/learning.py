@@ -9,6 +9,7 @@ writes benchmarks/results/learning.json. Finished runs are not run again.
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -79,6 +80,9 @@ def main() -> None:
             }
             print(f"{variant} seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
     RESULTS.parent.mkdir(exist_ok=True)
+    shutil.copy(
+        arguments.runs / f"learned-{seeds[0]}" / "report" / "diversity.svg", RESULTS.with_suffix(".svg")
+    )
     command = f"python benchmarks/learning.py --seeds={arguments.seeds}"
     RESULTS.write_text(
         json.dumps({"command": command, "config": "configs/quickstart.py", "runs": found}, indent=1) + "\n"

@@ -55,7 +55,7 @@ def learning() -> str:
     seconds = [sum(run["seconds"].values()) for run in learned.values()]
     lines += [
         "",
-        f"Means over {len(learned)} seeds (`{found['command']}`). Of {len(cells)} turns, {sum(better)} "
+        f"Means over {len(learned)} seed(s) (`{found['command']}`). Of {len(cells)} turns, {sum(better)} "
         "raised validity by at least 0.10 with Vendi score and distinct-2 at 0.9 of the base's or more; in "
         f"{sum(wins)} the data set beat the examples alone. A run took {np.mean(seconds):.0f} seconds.",
     ]
