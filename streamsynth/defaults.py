@@ -73,7 +73,7 @@ def default_config() -> ConfigDict:
                 target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
                 factor=0.97,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
-                neutral=True,  # pay novelty that quality does not explain; False pays plain credit
+                neutral=True,  # fresh samples: pay novelty that quality does not explain; False: plain credit
                 batches=4,  # that measure the target, not learned from
             ),
             learner=dict(
@@ -104,7 +104,7 @@ def default_config() -> ConfigDict:
                 ramp=2,
                 floor=0.05,
                 progress=1.0,
-                forgetting=1.0,
+                forgetting=1.0,  # by probes, of which training makes none yet
                 optimism=0.1,
                 staleness=10,
                 fast=0.7,

@@ -23,7 +23,7 @@ class TaskState:
     """What is remembered of one task.
 
     buffer: its replay buffer.   archive: what is kept, per label, as diversity sees it.
-    quality, credit: [] float32, running means over its replayed samples: the lagged baselines.
+    quality, credit: [] float32, running means over its samples, fresh and replayed: the lagged baselines.
     kept: [] int32, rows in its journal.
     """
 
