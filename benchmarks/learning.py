@@ -1,6 +1,6 @@
 """Does the quickstart learn? Quality and diversity before and after each task's own turn.
 
-    python benchmarks/learning.py --runs=runs/learning --seeds=0,1,2
+    python benchmarks/learning.py --runs=runs/learning --seeds=1,2,3
 
 Runs configs/quickstart.py for every seed, as it is and with the supervised phase on the examples alone, and
 writes benchmarks/results/learning.json. Finished runs are not run again.
@@ -20,7 +20,12 @@ METRICS = ("vendi", "distinct_2")
 VARIANTS = {
     "learned": {},
     # As many updates a turn as the learner makes, all of them maximum likelihood on the label budget.
-    "supervised": {"learner.steps": 0, "supervised.steps": 20},
+    "supervised": {
+        "learner.steps": 0,
+        "supervised.batches": 0,
+        "supervised.rounds": 1,
+        "supervised.steps": 48,
+    },
 }
 
 
@@ -63,7 +68,7 @@ def cells(workdir: pathlib.Path) -> list[dict]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--runs", type=pathlib.Path, required=True)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", default="1,2,3")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     found = {variant: {} for variant in VARIANTS}

@@ -56,4 +56,5 @@ def make_tiny(config):
     config.evaluation.student.width = 2048
     config.evaluation.student.steps = 50
     config.balance.batches = 1
+    config.supervised.update(batches=1, rows=8, steps=2)
     config.checkpoint.every = 2

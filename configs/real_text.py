@@ -60,4 +60,5 @@ def get_config(arg=""):
         config.evaluation.update(prompts=10, samples=4, rows_per_label=8, diversity_texts=32, best_of=2)
         config.learner.steps = 3
         config.balance.batches = 1
+        config.supervised.update(batches=1, rows=8, steps=2)
     return config

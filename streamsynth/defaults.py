@@ -25,7 +25,7 @@ def default_config() -> ConfigDict:
                 remat=False,
             ),
             worlds=dict(  # how hard the embedded worlds are, in pretraining and in the stream
-                cores_per_label=4,  # of a label; each makes up to nine frames
+                cores_per_label=5,  # of a label; each makes up to sixteen frames
                 words_per_category=8,
             ),
             pretrain=dict(
@@ -41,9 +41,9 @@ def default_config() -> ConfigDict:
             rollout=dict(
                 prompts=16,  # B
                 samples=8,  # G
-                prompt_length=104,  # P, in tokens
+                prompt_length=112,  # P, in tokens
                 completion_length=24,  # T
-                temperature=1.0,
+                temperature=0.65,
             ),
             stream=dict(
                 tasks=("worlds:market_1",),
@@ -67,17 +67,18 @@ def default_config() -> ConfigDict:
                 max_words=60,
             ),
             balance=dict(
-                alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn
-                eta=15.0,  # step of the dual ascent
+                alpha=1.0,  # where the weight of diversity, against that of quality, starts in each turn
+                eta=5.0,  # step of the dual ascent
                 alpha_max=8.0,
                 target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
-                factor=0.97,  # of the effective number of different texts (the statistic is its logarithm)
+                factor=0.95,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
-                neutral=True,  # fresh samples: pay novelty that quality does not explain; False: plain credit
+                neutral=True,  # pay novelty that quality does not explain; False: plain credit
                 batches=4,  # that measure the target, not learned from
+                archive=0.0,  # how much a kept text counts when fresh ones are credited; 0: the batch alone
             ),
             learner=dict(
-                steps=20,  # a turn
+                steps=8,  # by reward, a turn
                 kl_reference="turn",  # the policy at the turn's start; or "base"
             ),
             objective=dict(
@@ -91,8 +92,15 @@ def default_config() -> ConfigDict:
                 cloning_weight=0.0,
                 chunk=1024,  # positions whose logits exist at one time
             ),
-            optimizer=optimizer(learning_rate=5e-4),
-            supervised=dict(steps=0, samples=2, prompt_weight=0.0),  # tuning to the examples, before a turn
+            optimizer=optimizer(learning_rate=4e-4),
+            supervised=dict(  # how a turn starts: tuning to the examples and to what is kept of a first go
+                rounds=2,  # of writing, choosing and tuning
+                batches=8,  # that are written in a round; 0 tunes to the examples alone
+                rows=96,  # a label, the most spread-out of those kept
+                steps=20,  # a round
+                samples=4,  # G targets a prompt
+                prompt_weight=0.0,
+            ),
             replay=dict(
                 capacity=512,  # samples a task
                 share=0.25,  # of the fresh samples, once grown
@@ -120,7 +128,7 @@ def default_config() -> ConfigDict:
                 prompts=40,  # a multiple of the number of strategies spreads them evenly
                 samples=8,
                 batches=1,
-                temperature=1.0,
+                temperature=0.65,
                 rows_per_label=40,  # that the student is trained on
                 diversity_texts=128,  # n at which diversity is measured
                 best_of=4,

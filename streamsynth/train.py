@@ -86,12 +86,11 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
                 ) as progress:
                     progress.advance(max(done - 1, 0))
                     while int(state.turn_step) <= config.learner.steps:
-                        if int(state.turn_step) == 0:
-                            state, metrics = begin_turn(setting, state)
-                        else:
-                            state, metrics, rows = learn(setting, state, seen)
-                            for row in rows:
-                                kept[turn].append(row.to_json())
+                        beginning = int(state.turn_step) == 0
+                        state, metrics, rows = (begin_turn if beginning else learn)(setting, state, seen)
+                        for row in rows:
+                            kept[turn].append(row.to_json())
+                        if not beginning:
                             progress.advance(1, quality=metrics["reward/quality"])
                         step = int(state.step) - 1
                         writer.write_texts(step, {"task": names[turn]})

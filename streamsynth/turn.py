@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner import balance
 from streamsynth.learner.collect import Scored, Written, score, write
-from streamsynth.learner.lessons import example_lessons, lesson_batch
+from streamsynth.learner.lessons import lesson_batch, task_lesson
 from streamsynth.learner.objective import Fresh
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import RunState, new_task
@@ -26,52 +26,66 @@ from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.stream.prompts import balanced_labels
 from streamsynth.tasks.task import Task, split_fields
 
 
-def begin_turn(setting: Setting, state: RunState) -> tuple[RunState, dict[str, float]]:
+def begin_turn(
+    setting: Setting, state: RunState, seen: NearDuplicates
+) -> tuple[RunState, dict[str, float], list[Row]]:
     """The first step of a turn: nothing is learned by reward yet.
 
-    The isolated learner forgets everything. The policy is tuned to the examples where the config says
-    so, KL's reference is set, and batches that are not learned from give the deviations of the parts
-    and the diversity that is to be held.
+    The isolated learner forgets everything. Batches of the base policy give the diversity that is to be
+    held. Then the policy writes `supervised.batches` batches and is tuned to what is kept of them and to
+    the examples: many different texts, each of which its judges accepted, teach a language without
+    narrowing it, which a few examples would. Last, KL's reference is set.
+
+    Args and returns are as in `learn`.
     """
     config, turn, step = setting.config, int(state.turn), int(state.step)
     if config.stream.experience == "isolated" and turn:
         state = _forget(setting, state)
-    state = _tune_to_examples(setting, state)
-    reference = state.params if config.learner.kl_reference == "turn" else setting.policy.params
-    state = state.replace(reference=assemble_lib.copy(reference))
-    task, archive = setting.tasks[turn], state.tasks[turn].archive
-    statistics, quality = [], []
     state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
-    # What is to be held is the diversity of the base policy: held from turn to turn, a little would be lost
-    # each time.
+
+    # --- The diversity to hold ---
+    # That of the base policy: held from turn to turn, a little would be lost each time.
     measured = state if config.balance.target == "policy" else state.replace(params=setting.policy.params)
+    statistics = []
     for batch in range(config.balance.batches):
-        rng = numpy_rng(config.seed, "measure/patterns", step, batch)
-        strategy = patterns.draw(state.patterns, turn, rng, config.rollout.prompts, setting.patterns)
-        written = _write(setting, measured, turn, strategy, "measure", (step, batch))
-        scored = score(
-            task, written, setting.rewards[turn], setting.featurize, lambda text: False, config.feedback
-        )
-        assessment = _assess(setting, archive, scored, written, state.spread, state.balance)
-        state = state.replace(spread=assessment.spread)
-        statistics.append(float(assessment.metrics["diversity/statistic"]))
-        quality.append(float(scored.scores.quality.mean()))
+        sampled = _sampled(setting, measured, NearDuplicates(1.0), "measure", step, batch)
+        state = state.replace(spread=sampled.assessment.spread)
+        measured = measured.replace(spread=sampled.assessment.spread)
+        statistics.append(float(sampled.assessment.metrics["diversity/statistic"]))
     found = float(np.mean(statistics))
     if config.balance.target == "examples":
         found = _statistic_of_examples(setting, turn)
+    target = found + float(np.log(config.balance.factor))
+
+    # --- Texts to tune to, and the tuning ---
+    quality, rows, features = [], [], []
+    for round_ in range(config.supervised.rounds):
+        for batch in range(config.supervised.batches):
+            sampled = _sampled(setting, state, seen, "explore", step, round_, batch)
+            state, keep = _remembered(setting, state, sampled, seen, "explore", step, round_, batch)
+            quality.append(np.asarray(sampled.scored.scores.quality))
+            rows += _rows(setting.tasks[turn], sampled, keep, step, int(state.policy_version))
+            features.append(np.asarray(sampled.scored.scores.features)[keep])
+        state = _tuned(setting, state, _spread_out(setting, turn, rows, features), round_)
+    reference = state.params if config.learner.kl_reference == "turn" else setting.policy.params
     state = state.replace(
-        balance=balance.initial(config.balance.alpha, found + float(np.log(config.balance.factor))),
+        reference=assemble_lib.copy(reference),
+        balance=balance.initial(config.balance.alpha, target),
         turn_step=np.int32(1),
         step=np.int32(step + 1),
     )
-    return assemble_lib.on_mesh(setting, state), {
-        "reward/quality": float(np.mean(quality)),
+    figures = {
         "diversity/statistic": float(np.mean(statistics)),
-        "diversity/target": found + float(np.log(config.balance.factor)),
+        "diversity/target": target,
+        "kept": len(rows),
     }
+    if quality:
+        figures["reward/quality"] = float(np.mean(quality))
+    return assemble_lib.on_mesh(setting, state), figures, rows
 
 
 def learn(
@@ -88,20 +102,14 @@ def learn(
       The state after it, the step's figures, and the rows that were kept.
     """
     config, turn, step = setting.config, int(state.turn), int(state.step)
-    seed, task = config.seed, setting.tasks[turn]
+    seed = config.seed
 
-    # --- Plan and write ---
+    # --- Plan, write, feedback and credit ---
     plan, scheduled = scheduler.next(
         state.scheduler, turn, step, numpy_rng(seed, "scheduler", step), setting.scheduler
     )
-    strategy = patterns.draw(
-        state.patterns, turn, numpy_rng(seed, "patterns", step), config.rollout.prompts, setting.patterns
-    )
-    written = _write(setting, state, turn, strategy, "rollout", (step,))
-
-    # --- Feedback and credit ---
-    scored = score(task, written, setting.rewards[turn], setting.featurize, seen.seen, config.feedback)
-    assessment = _assess(setting, state.tasks[turn].archive, scored, written, state.spread, state.balance)
+    sampled = _sampled(setting, state, seen, "rollout", step)
+    written, scored, assessment = sampled.written, sampled.scored, sampled.assessment
 
     # --- Update ---
     rollouts = written.rollouts
@@ -125,6 +133,7 @@ def learn(
             purpose_key(seed, "replay", step),
             elite=config.replay.elite,
             decay=config.replay.baseline_decay,
+            neutral=config.balance.neutral,
         )
     params, opt_state, metrics = update(
         setting.model,
@@ -138,25 +147,13 @@ def learn(
     )
 
     # --- Remember ---
-    scores, version = scored.scores, int(state.policy_version)
-    keep = _kept(written.texts, np.asarray(scores.quality), config.feedback.accept, seen)
-    samples = samples_of(written, scores, assessment.weight, keep, version)
-    remembered = remember(
-        state.tasks[turn],
-        samples,
-        assessment,
-        keep,
-        purpose_key(seed, "reservoir", step),
-        config.replay.baseline_decay,
-    )
-    quality = np.asarray(scores.quality)
+    version = int(state.policy_version)
+    state, keep = _remembered(setting, state, sampled, seen, "reservoir", step)
+    scores, quality = scored.scores, np.asarray(scored.scores.quality)
     state = state.replace(
         params=params,
         opt_state=opt_state,
-        tasks=(*state.tasks[:turn], remembered, *state.tasks[turn + 1 :]),
-        patterns=patterns.record(state.patterns, turn, written.strategy, quality, setting.patterns),
         scheduler=scheduler.record(scheduled, turn, float(quality.mean()), setting.scheduler),
-        spread=assessment.spread,
         balance=assessment.balance,
         policy_version=np.int32(version + 1),
         turn_step=np.int32(state.turn_step + 1),
@@ -176,43 +173,53 @@ def learn(
         "prompt/dropped_examples": written.dropped_examples,
     }
     figures = {name: float(value) for name, value in jax.device_get(figures).items()}
-    return state, figures, _rows(task, written, scored, assessment, keep, step, version)
+    return state, figures, _rows(setting.tasks[turn], sampled, keep, step, version)
 
 
 # --- Parts of a step ---
 
 
-def _write(
-    setting: Setting, state: RunState, task: int, strategy: np.ndarray, purpose: str, steps: tuple[int, ...]
-) -> Written:
-    r = setting.config.rollout
-    return write(
+@dataclasses.dataclass(frozen=True)
+class _Sampled:
+    """A batch of the turn's task: as written, as scored, and what it is worth to the learner."""
+
+    written: Written
+    scored: Scored
+    assessment: Assessment
+
+
+def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: str, *steps: int) -> _Sampled:
+    """Writes and judges one batch, in strategies drawn from what was learned of them."""
+    config, turn = setting.config, int(state.turn)
+    r, f, b = config.rollout, config.feedback, config.balance
+    strategy = patterns.draw(
+        state.patterns,
+        turn,
+        numpy_rng(config.seed, f"{purpose}/patterns", *steps),
+        r.prompts,
+        setting.patterns,
+    )
+    written = write(
         setting.model,
         state.params,
         setting.form,
-        setting.tokens[task],
+        setting.tokens[turn],
         strategy,
-        seed=setting.config.seed,
+        seed=config.seed,
         purpose=purpose,
         steps=steps,
         samples=r.samples,
         temperature=r.temperature,
         place=setting.place,
     )
-
-
-def _assess(
-    setting: Setting, archive: diversity.Archive, scored: Scored, written: Written, spread: Any, balanced: Any
-) -> Assessment:
-    b, f = setting.config.balance, setting.config.feedback
-    scores = dataclasses.replace(scored.scores, parts={})
-    return assess(
-        archive,
-        setting.place(scores),
+    scored = score(setting.tasks[turn], written, setting.rewards[turn], setting.featurize, seen.seen, f)
+    assessment = assess(
+        diversity.decay(state.tasks[turn].archive, b.archive),
+        setting.place(dataclasses.replace(scored.scores, parts={})),
         setting.place(written.label),
-        spread,
-        balanced,
-        samples=setting.config.rollout.samples,
+        state.spread,
+        state.balance,
+        samples=r.samples,
         floor=f.floor,
         power=f.power,
         eta=b.eta,
@@ -220,6 +227,31 @@ def _assess(
         weighted=b.weighted,
         neutral=b.neutral,
     )
+    return _Sampled(written, scored, assessment)
+
+
+def _remembered(
+    setting: Setting, state: RunState, sampled: _Sampled, seen: NearDuplicates, purpose: str, *steps: int
+) -> tuple[RunState, np.ndarray]:
+    """The state with a batch in its buffer, archive and statistics, and which samples were kept, [N] bool."""
+    config, turn = setting.config, int(state.turn)
+    written, scores, assessment = sampled.written, sampled.scored.scores, sampled.assessment
+    quality = np.asarray(scores.quality)
+    keep = _kept(written.texts, quality, config.feedback.accept, seen)
+    task = remember(
+        state.tasks[turn],
+        samples_of(written, scores, assessment.weight, keep, int(state.policy_version)),
+        assessment,
+        keep,
+        purpose_key(config.seed, purpose, *steps),
+        config.replay.baseline_decay,
+    )
+    state = state.replace(
+        tasks=(*state.tasks[:turn], task, *state.tasks[turn + 1 :]),
+        patterns=patterns.record(state.patterns, turn, written.strategy, quality, setting.patterns),
+        spread=assessment.spread,
+    )
+    return state, keep
 
 
 def _kept(texts: tuple[str, ...], quality: np.ndarray, accept: float, seen: NearDuplicates) -> np.ndarray:
@@ -232,16 +264,8 @@ def _kept(texts: tuple[str, ...], quality: np.ndarray, accept: float, seen: Near
     return keep
 
 
-def _rows(
-    task: Task,
-    written: Written,
-    scored: Scored,
-    assessment: Assessment,
-    keep: np.ndarray,
-    step: int,
-    version: int,
-) -> list[Row]:
-    scores, credit = scored.scores, np.asarray(assessment.credit)
+def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: int) -> list[Row]:
+    written, scores, credit = sampled.written, sampled.scored.scores, np.asarray(sampled.assessment.credit)
     group = len(written.label) // len(written.shown)
     return [
         Row(
@@ -261,33 +285,63 @@ def _rows(
     ]
 
 
-def _tune_to_examples(setting: Setting, state: RunState) -> RunState:
-    """Maximum likelihood on the task's examples: each is a target of prompts that show others."""
-    config, turn = setting.config, int(state.turn)
+def _tuned(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) -> RunState:
+    """Maximum likelihood on the examples and the given rows: each is a target of prompts that show others."""
+    config, task = setting.config, setting.tasks[int(state.turn)]
     s = config.supervised
-    lessons = example_lessons(setting.tasks[turn])
+    texts = (*task.examples, *rows)
+    lessons = [task_lesson(label, texts) for label in task.labels]
     params, opt_state = state.params, state.opt_state
     for i in range(s.steps):
-        rng = numpy_rng(config.seed, "supervised", int(state.step), i)
-        drawn = [lessons[k] for k in rng.integers(len(lessons), size=config.rollout.prompts)]
+        rng = numpy_rng(config.seed, "supervised", int(state.step), round_, i)
+        drawn = [lessons[k] for k in balanced_labels(config.rollout.prompts, len(lessons), rng)]
         batch = setting.place(lesson_batch(setting.form, drawn, rng, s.samples))
         params, opt_state, _ = supervised_step(
-            setting.model, setting.optimizer, params, opt_state, batch, prompt_weight=s.prompt_weight
+            setting.model,
+            setting.optimizer,
+            params,
+            opt_state,
+            batch,
+            np.float32(config.rollout.temperature),
+            prompt_weight=s.prompt_weight,
         )
     return state.replace(params=params, opt_state=opt_state)
 
 
+def _spread_out(
+    setting: Setting, turn: int, rows: Sequence[Row], features: Sequence[np.ndarray]
+) -> list[Row]:
+    """Of each label the `supervised.rows` rows that add most to its examples and to each other."""
+    config, task = setting.config, setting.tasks[turn]
+    if not rows:
+        return []
+    of_rows, (of_examples, label) = np.concatenate(features), _examples(setting, turn)
+    chosen = []
+    for k, name in enumerate(task.labels):
+        own = [i for i, row in enumerate(rows) if row.label == name]
+        order = diversity.spread_out(
+            of_rows[own], config.supervised.rows, config.feedback.ridge, of_examples[label == k]
+        )
+        chosen += [rows[own[i]] for i in order]
+    return chosen
+
+
 def _statistic_of_examples(setting: Setting, turn: int) -> float:
+    features, label = _examples(setting, turn)
+    found, valid = diversity.statistic(
+        jnp.asarray(features), jnp.ones(len(label)), jnp.asarray(label), len(setting.tasks[turn].labels)
+    )
+    return balance.target_from(found, valid)
+
+
+def _examples(setting: Setting, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    """The features [M, D] and labels [M] of a task's examples."""
     task = setting.tasks[turn]
     texts = [example.text for example in task.examples]
     label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
     completions = [setting.form.tokenizer.encode(text)[: setting.form.completion_length] for text in texts]
     tokens, mask = setting.form.pad_completions(completions)
-    features = setting.featurize(texts, tokens, mask)
-    found, valid = diversity.statistic(
-        jnp.asarray(features), jnp.ones(len(texts)), jnp.asarray(label), len(task.labels)
-    )
-    return balance.target_from(found, valid)
+    return np.asarray(setting.featurize(texts, tokens, mask)), label
 
 
 def _forget(setting: Setting, state: RunState) -> RunState:

@@ -22,6 +22,7 @@ _LARGEST_SEED = 2**32 - 1  # of a JAX key without 64-bit numbers
 _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
     (0, _LARGEST_SEED): ("seed",),
     (0, 1): (
+        "balance.archive",
         "dataset.near_duplicate",
         "feedback.floor",
         "patterns.floor",
@@ -57,7 +58,10 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "replay.share",
         "stream.test_limit",
         "stream.train_limit",
+        "supervised.batches",
         "supervised.prompt_weight",
+        "supervised.rounds",
+        "supervised.rows",
         "supervised.steps",
     ),
     (1, _INFINITY): (

@@ -1,6 +1,7 @@
 """Difficulty: what it does to a world; the config's `worlds` group reaches all tasks and pretraining."""
 
 import collections
+import itertools
 import math
 import types
 
@@ -67,10 +68,10 @@ def test_only_worlds_have_a_difficulty(tmp_path):
     (tmp_path / "train.csv").write_text(
         "text,label\n" + "".join(f"row {i},{'ab'[i % 2]}\n" for i in range(40))
     )
-    hard = worlds.Difficulty(cores_per_label=5)
+    easy = worlds.Difficulty(cores_per_label=2)
     plain, given = (
         sources.load(f"files:{tmp_path}", examples_per_label=2, seed=0, difficulty=difficulty)
-        for difficulty in (None, hard)
+        for difficulty in (None, easy)
     )
     assert plain.train == given.train
 
@@ -119,7 +120,7 @@ def test_difficulty_narrows_cores_words_and_labels():
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 10**6), st.integers(3, 8), st.integers(1, 7))
+@given(st.integers(0, 10**6), st.integers(3, 8), st.integers(1, 5))
 def test_labels_have_cores_of_their_own_as_long_as_there_are_choices(seed, labels, cores):
     world = worlds.pretrain_world(seed, worlds.Difficulty(labels=labels, cores_per_label=cores))
     counts = {num_cores(label) for label in world.labels}
@@ -127,15 +128,34 @@ def test_labels_have_cores_of_their_own_as_long_as_there_are_choices(seed, label
     own = counts.pop()
     assert max(1, cores - 1) <= own <= cores
     choices = collections.Counter(frozenset(label.frames) for label in world.labels)
-    assert len(choices) == min(labels, math.comb(own + 2, own))
+    assert len(choices) == min(labels, math.comb(own + 1, own))
     assert max(choices.values()) - min(choices.values()) <= 1
 
 
 def test_the_most_cores_fit_every_named_world():
-    most = worlds.Difficulty(cores_per_label=7)
+    # With eight labels every choice of five out of six cores occurs.
+    most = worlds.Difficulty(labels=8, cores_per_label=5)
     for name in worlds.STREAM_WORLDS + worlds.TUNING_WORLDS:
-        for label in worlds.stream_world(name, most).labels:
-            assert num_cores(label) == 7
+        labels = worlds.stream_world(name, most).labels
+        assert {num_cores(label) for label in labels} == {5}
+        assert len({frozenset(frame.core for frame in label.frames) for label in labels}) == 6
+
+
+def test_language_size_counts_the_sentences():
+    world = worlds.stream_world("market_1", worlds.Difficulty(words_per_category=2, cores_per_label=1))
+    for index, label in enumerate(world.labels):
+        sentences = set()
+        for frame in label.frames:
+            choices = [
+                label.words[token[1:-1]] if token.startswith("{") else (token,) for token in frame.tokens
+            ]
+            sentences.update(" ".join(tokens) for tokens in itertools.product(*choices))
+        assert len(sentences) == world.language_size(index)
+        assert all(world.verify(sentence, label.name) for sentence in sentences)
+        rng = np.random.default_rng(index)
+        drawn = {label.sample(rng) for _ in range(40_000 if len(sentences) < 1000 else 1000)}
+        # Uniform over frames, so within 40,000 draws all of a few hundred sentences turn up.
+        assert drawn == sentences if len(sentences) < 1000 else drawn < sentences
 
 
 def test_the_content_hash_tells_difficulties_apart():
@@ -148,7 +168,7 @@ def test_the_content_hash_tells_difficulties_apart():
     ("change", "message"),
     [
         ({"cores_per_label": 0}, "worlds.cores_per_label is 0"),
-        ({"cores_per_label": 8}, "worlds.cores_per_label is 8"),
+        ({"cores_per_label": 6}, "worlds.cores_per_label is 6"),
         ({"words_per_category": 1}, "worlds.words_per_category is 1"),
         ({"words_per_category": 13}, "worlds.words_per_category is 13"),
     ],

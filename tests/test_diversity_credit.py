@@ -97,19 +97,20 @@ def test_neutral_credit_equals_brute_force_and_pays_nothing_for_weight_alone():
         credit_rest, _ = brute_credit(matrix, e[rest], label[rest])
         others = label[rest] == label[i]
         expected[i] = own[i] - weight[i] * credit_rest[others].sum() / weight[rest][others].sum()
-    found = jax.jit(diversity.neutral_credit)(archive, e.astype(np.float32), label)
+    credited, found = jax.jit(diversity.neutral_credit)(archive, e.astype(np.float32), label)
+    np.testing.assert_allclose(credited, own, atol=2e-5)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert found[5] == 0.0
     # Equal texts are worth less than the going rate, whatever their weight.
     one = np.zeros((4, D), np.float32)
     one[:3, 0], one[3, 1] = 0.9, 0.9
-    alike = diversity.neutral_credit(diversity.empty(1, D), one, np.zeros(4, np.int32))
+    _, alike = diversity.neutral_credit(diversity.empty(1, D), one, np.zeros(4, np.int32))
     assert (np.asarray(alike[:3]) < 0).all() and alike[3] > 0
 
 
 def test_neutral_credit_of_a_sample_alone_in_its_label_is_zero():
     e = np.eye(2, D, dtype=np.float32)
-    found = diversity.neutral_credit(diversity.empty(2, D), e, np.array([0, 1]))
+    _, found = diversity.neutral_credit(diversity.empty(2, D), e, np.array([0, 1]))
     np.testing.assert_array_equal(found, 0.0)
 
 

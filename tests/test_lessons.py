@@ -7,12 +7,17 @@ import pytest
 import tiny
 
 from streamsynth.learner import lessons as lessons_lib
-from streamsynth.learner.lessons import Lesson, example_lessons, lesson_batch, task_lesson
+from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat
-from streamsynth.tasks.task import Example
+from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat
+from streamsynth.tasks.task import Example, Task
 
 FORM = PromptFormat(tiny.tokenizer(), 240, 48)
+
+
+def lessons_of(task: Task) -> list[Lesson]:
+    """One lesson a label, from the task's examples alone."""
+    return [task_lesson(label, task.examples) for label in task.labels]
 
 
 def texts_after(marker, ids):
@@ -48,8 +53,8 @@ def read(batch, samples):
 
 
 def test_prompts_show_what_their_strategy_says_and_never_a_target():
-    task = tiny.world_task()
-    lessons = example_lessons(task) * 10
+    task = tiny.world_task(examples_per_label=20)
+    lessons = lessons_of(task) * 30
     rows = read(lesson_batch(FORM, lessons, np.random.default_rng(0), 3), 3)
     label_of = {e.text: e.label for e in task.examples}
     assert {row[0] for row in rows} == set(STRATEGIES)
@@ -83,23 +88,54 @@ def test_no_text_and_texts_that_are_too_long_leave_empty_rows():
     assert batch.tokens.shape == (4, 48) and not batch.mask.any()
 
 
+def only(monkeypatch, strategy):
+    """All lessons are given in this strategy."""
+    monkeypatch.setattr(lessons_lib, "_CHANCE", {name: float(name == strategy) for name in STRATEGIES})
+
+
 @pytest.mark.parametrize("strategy", ["vary_one", "combine_two"])
-def test_targets_of_likeness_are_like_what_is_shown(monkeypatch, strategy):
-    """Over many draws their words overlap with the shown ones more than any other targets' do."""
+def test_targets_of_likeness_are_like_their_sources(monkeypatch, strategy):
+    """Over many draws they share more words with the sources than usual, but not with what else is shown."""
 
-    def overlap(name):
-        chance = {other: float(other == name) for other in STRATEGIES}
-        monkeypatch.setattr(lessons_lib, "_CHANCE", chance)
+    def overlaps(name):
+        """With a source, and with another example."""
+        only(monkeypatch, name)
         task = tiny.world_task(examples_per_label=60)
-        rows = read(lesson_batch(FORM, example_lessons(task) * 15, np.random.default_rng(2), 2), 2)
+        rows = read(lesson_batch(FORM, lessons_of(task) * 30, np.random.default_rng(2), 2), 2)
         assert {row[0] for row in rows} == {name}
-        shares = []
-        for _, _, own, _, targets in rows:
-            shown = set(" ".join(own).split())
-            shares += [len(shown & set(target.split())) / len(set(target.split())) for target in targets]
-        return np.mean(shares) / SHOWN[name][0]
+        shares = [
+            [len({*text.split()} & {*target.split()}) / len({*target.split()}) for text in own]
+            for _, _, own, _, targets in rows
+            for target in targets
+        ]
+        count = SOURCES[strategy]
+        # The sources stand last.
+        return np.mean(shares, 0)[-count:].mean(), np.mean(shares, 0)[:-count].mean()
 
-    assert overlap(strategy) > 1.2 * overlap("imitate")
+    (source, other), (usual_source, usual_other) = overlaps(strategy), overlaps("imitate")
+    assert source > 1.2 * usual_source
+    assert other < 1.05 * usual_other
+
+
+@pytest.mark.parametrize(
+    ("strategy", "target"),
+    [("vary_one", "we buy red tea here"), ("combine_two", "we buy red cars slowly")],
+)
+def test_the_target_is_the_candidate_most_like_the_sources_and_no_other_text_counts(
+    monkeypatch, strategy, target
+):
+    only(monkeypatch, strategy)
+    shown = ["we buy red tea now", "they sell old cars slowly", *(f"a dog has {n} bones" for n in range(4))]
+    candidates = [
+        "a dog has many bones",
+        "we buy red cars slowly",
+        "we buy red tea here",
+        "nothing like any other",
+    ]
+    lesson = Lesson("a", lambda rng, n: [*shown, *candidates][:n], lambda rng, n: [])
+    ((_, _, own, _, targets),) = read(lesson_batch(FORM, [lesson], np.random.default_rng(0), 1), 1)
+    assert own == shown[::-1]
+    assert targets == [target]
 
 
 def test_the_best_of_every_run_of_candidates():
@@ -110,7 +146,7 @@ def test_the_best_of_every_run_of_candidates():
 
 
 def test_a_batch_follows_from_its_generator():
-    lessons = example_lessons(tiny.world_task())
+    lessons = lessons_of(tiny.world_task())
     one, two, other = (lesson_batch(FORM, lessons, np.random.default_rng(seed), 2) for seed in (3, 3, 4))
     np.testing.assert_array_equal(one.tokens, two.tokens)
     np.testing.assert_array_equal(one.prompts.tokens, two.prompts.tokens)

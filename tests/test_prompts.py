@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from streamsynth.errors import UserError
 from streamsynth.policy.tokenizer import MARKERS, Tokenizer, strategy_marker, train_tokenizer
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat, balanced_labels, render, tokenise
+from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat, balanced_labels, render, tokenise
 from streamsynth.tasks import worlds
 from streamsynth.tasks.task import FIELD_SEPARATOR, Example, Task, join_fields, split_fields
 
@@ -47,7 +47,7 @@ def parse(ids):
     length=st.integers(5, 60),
     strategy=st.integers(0, len(STRATEGIES) - 1),
     label=st.lists(st.integers(300, 340), min_size=1, max_size=8),
-    own=st.lists(WORDS, max_size=5),
+    own=st.lists(WORDS, max_size=6),
     others=st.lists(WORDS, max_size=3),
 )
 def test_a_prompt_never_exceeds_its_length_and_leaves_out_whole_texts(length, strategy, label, own, others):
@@ -58,8 +58,10 @@ def test_a_prompt_never_exceeds_its_length_and_leaves_out_whole_texts(length, st
     assert parsed == strategy
     assert label_ids == tuple(label)[: length - 4] and len(label_ids) > 0
     assert len(fits) == len(own) + len(others)
+    # From the end of the prompt backwards: the label's own texts in their order, then the others in theirs.
     kept = [tuple(text) for text, fit in zip((*own, *others), fits, strict=True) if fit]
-    assert examples == kept[: sum(fits[: len(own)])] and contrasts == kept[sum(fits[: len(own)]) :]
+    assert examples[::-1] == kept[: sum(fits[: len(own)])]
+    assert contrasts[::-1] == kept[sum(fits[: len(own)]) :]
     # Each text had its chance with what those before it had left over, the label's own texts first.
     room = length - 4 - len(label_ids)
     for text, fit in zip((*own, *others), fits, strict=True):
@@ -86,12 +88,38 @@ def test_shown_examples_are_those_in_the_prompt(prompt_length):
         own = [e for e in shown if e.label == task.labels[label[b]]]
         others = [e for e in shown if e.label != task.labels[label[b]]]
         assert shown == own + others and len(set(rendered.shown[b])) == len(shown)
-        assert examples == [tuple(form.tokenizer.encode(e.text)) for e in own]
-        assert contrasts == [tuple(form.tokenizer.encode(e.text)) for e in others]
+        assert examples[::-1] == [tuple(form.tokenizer.encode(e.text)) for e in own]
+        assert contrasts[::-1] == [tuple(form.tokenizer.encode(e.text)) for e in others]
         dropped += sum(SHOWN[STRATEGIES[strategy[b]]]) - len(shown)
     assert rendered.dropped == dropped
     assert (dropped == 0) == (prompt_length == 240)
     np.testing.assert_array_equal(rendered.prompts.label, label)
+
+
+@pytest.mark.parametrize(("name", "count"), [("vary_one", 1), ("combine_two", 2)])
+def test_what_a_strategy_starts_from_stands_next_to_write_however_little_fits(name, count):
+    assert SOURCES[name] == count
+    tokens = tokenise(tiny.world_task(), tiny.tokenizer())
+    text_of = dict(zip(sum(tokens.ids, ()), sum(tokens.examples, ()), strict=True))
+    longest = max(map(len, text_of.values()))
+    label, strategy = np.arange(12) % len(tokens.names), np.full(12, STRATEGIES.index(name))
+    ample, scarce = (
+        render(
+            PromptFormat(tiny.tokenizer(), 4 + max(map(len, tokens.names)) + shown * (longest + 1), 24),
+            tokens,
+            label,
+            strategy,
+            np.random.default_rng(0),
+        )
+        for shown in (6, count)
+    )
+    assert ample.dropped == 0 < scarce.dropped
+    for b in range(12):
+        sources = [text_of[i] for i in ample.shown[b][:count]]
+        assert len(ample.shown[b]) == 6
+        for rendered in (ample, scarce):
+            examples = parse(rendered.prompts.tokens[b][rendered.prompts.mask[b]])[3]
+            assert examples[-count:] == sources[::-1]
 
 
 def test_examples_are_drawn_afresh_and_follow_from_the_generator():

@@ -63,8 +63,10 @@ def state(config):
     return state.replace(tasks=tuple(tasks), spread=spread, balance=balance)
 
 
-def draw(state, counts, key=0):
-    return replayed_batch(state, np.array(counts), SIZE, jax.random.key(key), elite=0.8, decay=DECAY)
+def draw(state, counts, key=0, neutral=True):
+    return replayed_batch(
+        state, np.array(counts), SIZE, jax.random.key(key), elite=0.8, decay=DECAY, neutral=neutral
+    )
 
 
 def test_samples_carry_their_own_prompts():
@@ -90,6 +92,7 @@ def test_remember_fills_buffer_archive_and_baselines(config, state):
         np.testing.assert_allclose(task.archive.matrix[k], 0.1 * np.eye(D) + rows.T @ rows, atol=1e-6)
         assert task.archive.count[k] == len(rows)
     np.testing.assert_allclose(task.quality, 0.1 * np.mean(samples.quality), rtol=1e-5)
+    np.testing.assert_allclose(task.weight, 0.1 * np.mean(samples.weight), rtol=1e-5)
     np.testing.assert_allclose(task.credit, 0.1 * np.mean(assessment.credit), rtol=1e-5)
 
 
@@ -110,8 +113,9 @@ def row_of(state, j, batch, i):
     return int(found[0])
 
 
-def test_credit_is_refreshed_and_baselines_lag(state):
-    batch, after = draw(state, [3, 4, 0])
+@pytest.mark.parametrize("neutral", [True, False])
+def test_credit_is_refreshed_and_baselines_lag(state, neutral):
+    batch, after = draw(state, [3, 4, 0], neutral=neutral)
     np.testing.assert_array_equal(batch.valid, [1, 1, 1, 1, 1, 1, 1, 0])
     kinds = set()
     seen = {0: [], 1: []}
@@ -120,8 +124,10 @@ def test_credit_is_refreshed_and_baselines_lag(state):
         row, task = row_of(state, j, batch, i), state.tasks[j]
         s = task.buffer.samples
         quality, credit = float(s.quality[row]), marginal_by_hand(state, j, row)
-        usual = float(task.credit) / max(float(task.quality), 0.05)  # credit for a unit of weight
-        novelty = (credit - float(s.weight[row]) * usual) / 0.5
+        usual = float(task.credit)
+        if neutral:  # the going rate for the sample's weight
+            usual *= float(s.weight[row]) / max(float(task.weight), 0.05)
+        novelty = (credit - usual) / 0.5
         expected = ((quality - float(task.quality)) / 0.2 + 0.7 * novelty) / 1.7
         np.testing.assert_allclose(batch.advantage[i], expected, rtol=1e-4, atol=1e-5)
         assert batch.elite[i] == (quality >= 0.8)

@@ -105,7 +105,7 @@ def test_neutral_diversity_is_what_credit_exceeds_its_rate():
     spread = advantages.Spread({name: jnp.float32(1.0) for name in PARTS})
     result = run(scores, LABEL, spread, balance.initial(3.0, 0.0), neutral=True)
     e = diversity.weighted(scores.features, scores.quality)
-    novelty = diversity.neutral_credit(diversity.empty(LABELS, D, RIDGE), e, np.array(LABEL))
+    _, novelty = diversity.neutral_credit(diversity.empty(LABELS, D, RIDGE), e, np.array(LABEL))
     quality = np.array([-0.8, 0.8, 0.0, 0.0, -0.8, 0.8])
     np.testing.assert_allclose(
         result.advantage, (quality + 3.0 * np.asarray(novelty)) / 4, rtol=1e-4, atol=1e-5

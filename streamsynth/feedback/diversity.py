@@ -28,6 +28,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
@@ -122,8 +123,8 @@ def credit(archive: Archive, e: Array, label: Array) -> tuple[jax.Array, jax.Arr
     return own, total / jnp.maximum(jnp.sum(others, axis=1), 1)
 
 
-def neutral_credit(archive: Archive, e: Array, label: Array) -> jax.Array:
-    """Credit for novelty alone: what a sample adds beyond what its quality would add on average.
+def neutral_credit(archive: Archive, e: Array, label: Array) -> tuple[jax.Array, jax.Array]:
+    """Credit, and credit for novelty alone: what a sample adds beyond what its quality would add on average.
 
         credit_i - r_i * m_i,    m_i = sum_{j != i} credit_j(Y without i) / sum_{j != i} r_j
 
@@ -136,14 +137,15 @@ def neutral_credit(archive: Archive, e: Array, label: Array) -> jax.Array:
       archive, e, label: as in `credit`.
 
     Returns:
-      [N]; 0 where e_i = 0 and for a sample that is alone in its label.
+      credit: [N], as in `credit`.
+      novelty: [N]; 0 where e_i = 0 and for a sample that is alone in its label.
     """
     own, total, others = _leave_one_out(archive, e, label)
     weight = jnp.sum(e * e, axis=-1)
     weight_of_others = jnp.sum(jnp.where(others, weight[None, :], 0.0), axis=1)
     alone = weight_of_others <= MIN_PAIR_WEIGHT
     rate = total / jnp.where(alone, 1.0, weight_of_others)
-    return jnp.where(alone, 0.0, own - weight * rate)
+    return own, jnp.where(alone, 0.0, own - weight * rate)
 
 
 def _leave_one_out(archive: Archive, e: Array, label: Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -200,6 +202,37 @@ def absorb(archive: Archive, e: Array, label: Array, keep: Array) -> Archive:
     added = jnp.sum(jnp.where(keep[:, None], jax.nn.one_hot(label, num_labels), 0.0), axis=0)
     matrix = archive.matrix + _gram(_blocks(kept, label, num_labels), kept)
     return archive.replace(matrix=matrix, count=archive.count + added)
+
+
+def spread_out(features: np.ndarray, count: int, ridge: float, given: np.ndarray) -> np.ndarray:
+    """Indices of up to `count` vectors that add most log-volume, each to those chosen before it. On the host.
+
+    The log-volume logdet(ridge * I + sum of e e^T) is monotone and submodular, so the greedy choice reaches
+    1 - 1/e of the best one (Nemhauser, Wolsey and Fisher, 1978). Ties go to the earlier vector.
+
+    Args:
+      features: [N, D] candidates.
+      count: how many to choose; all N if there are fewer.
+      ridge: lambda, above 0.
+      given: [M, D] vectors that are there already.
+
+    Returns:
+      [min(count, N)] int, in the order of choice.
+    """
+    rows = np.asarray(features, np.float64)
+    start = ridge * np.eye(rows.shape[1]) + np.asarray(given, np.float64).T @ given
+    solved = np.linalg.solve(start, rows.T).T  # S^-1 e_i
+    gain = np.sum(rows * solved, axis=1)  # e_i^T S^-1 e_i; log(1 + gain) is what i would add
+    chosen: list[int] = []
+    for _ in range(min(count, len(rows))):
+        best = int(np.argmax(gain))
+        chosen.append(best)
+        # Sherman and Morrison's formula, for every candidate at once.
+        along = rows @ solved[best]
+        scale = 1.0 + along[best]
+        solved = solved - np.outer(along / scale, solved[best])
+        gain = np.where(np.isin(np.arange(len(rows)), chosen), -np.inf, gain - along**2 / scale)
+    return np.array(chosen, int)
 
 
 def decay(archive: Archive, factor: Array | float) -> Archive:

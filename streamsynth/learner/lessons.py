@@ -9,18 +9,15 @@ import numpy as np
 
 from streamsynth.learner.supervised import SupervisedBatch
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat, label_text
-from streamsynth.tasks.task import Task
+from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat, label_text
 
 Draw = Callable[[np.random.Generator, int], list[str]]
 
-# How often a lesson is given in each strategy: those that show much teach most, since each example in a
+# How often a lesson is given in each strategy. Those that show examples teach most, since each example in a
 # prompt is foretold from those before it.
-_CHANCE = {"label_only": 0.1, "imitate": 0.35, "vary_one": 0.1, "combine_two": 0.15, "contrast": 0.3}
-# Of this many candidates, the one most like the examples shown becomes the target of a strategy that
-# asks for likeness.
+_CHANCE = {"label_only": 0.04, "imitate": 0.24, "vary_one": 0.24, "combine_two": 0.24, "contrast": 0.24}
+# Of this many candidates, the one most like its sources becomes the target of a strategy that has them.
 _LIKENESS_CANDIDATES = 4
-_LIKENESS = ("vary_one", "combine_two")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +30,6 @@ class Lesson:
     label: str
     own: Draw
     others: Draw
-
-
-def example_lessons(task: Task) -> list[Lesson]:
-    """One lesson a label, from the task's examples alone."""
-    return [task_lesson(label, task.examples) for label in task.labels]
 
 
 def task_lesson(label: str, examples: Sequence) -> Lesson:
@@ -61,14 +53,14 @@ def lesson_batch(
     for lesson, strategy in zip(lessons, strategies, strict=True):
         name = STRATEGIES[strategy]
         own_count, other_count = SHOWN[name]
-        wanted = samples * (_LIKENESS_CANDIDATES if name in _LIKENESS else 1)
+        wanted = samples * (_LIKENESS_CANDIDATES if name in SOURCES else 1)
         texts = lesson.own(rng, own_count + wanted)
         # Where texts are few, targets come first: a prompt may show fewer examples than its strategy says.
         own_count = min(own_count, max(len(texts) - 1, 0))
         pool = texts[own_count:]
         shown = [text for text in texts[:own_count] if text not in pool]
-        if name in _LIKENESS:
-            pool = _most_alike(shown, pool, samples)
+        if name in SOURCES:
+            pool = _most_alike(shown[: SOURCES[name]], pool, samples)
         ids, _ = form.prompt(
             int(strategy),
             encode(label_text(lesson.label)),
@@ -82,9 +74,9 @@ def lesson_batch(
     return SupervisedBatch(form.pad_prompts(prompts, np.zeros(len(prompts)), strategies), tokens, mask)
 
 
-def _most_alike(shown: Sequence[str], pool: Sequence[str], count: int) -> list[str]:
-    """The best of every `count`-th candidate: like the examples, and still a random choice."""
-    words = [set(text.split()) for text in shown]
+def _most_alike(sources: Sequence[str], pool: Sequence[str], count: int) -> list[str]:
+    """The best of every `count`-th candidate: like the sources, and still a random choice."""
+    words = [set(text.split()) for text in sources]
 
     def likeness(i: int) -> float:
         own = set(pool[i].split())

@@ -40,7 +40,14 @@ def samples_of(
 
 
 def replayed_batch(
-    state: RunState, counts: np.ndarray, size: int, key: jax.Array, *, elite: float, decay: float
+    state: RunState,
+    counts: np.ndarray,
+    size: int,
+    key: jax.Array,
+    *,
+    elite: float,
+    decay: float,
+    neutral: bool,
 ) -> tuple[Replayed, RunState]:
     """`counts[j]` samples of each past task j, ready to learn from, and the state with moved baselines.
 
@@ -55,6 +62,8 @@ def replayed_batch(
       key: of the draw.
       elite: quality from which a sample is one to imitate.
       decay: of the running means.
+      neutral: whether novelty is credit beyond what the sample's weight is usually worth, as for fresh
+        samples, or credit beyond what credit usually is.
     """
     past = [j for j in range(len(counts)) if counts[j]]
     draw = replay.sample_tasks(
@@ -63,7 +72,7 @@ def replayed_batch(
     s = draw.samples
     e = diversity.weighted(s.features, s.weight)
     credit = jnp.zeros(size, jnp.float32)
-    base_quality, base_credit = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
+    baseline = {name: jnp.zeros(size, jnp.float32) for name in ("quality", "weight", "credit")}
     tasks = list(state.tasks)
     for place, j in enumerate(past):
         task = state.tasks[j]
@@ -73,16 +82,18 @@ def replayed_batch(
             task.archive, e, jnp.minimum(s.label, last), s.in_archive.astype(jnp.float32)
         )
         credit = jnp.where(mine, fresh, credit)
-        base_quality = jnp.where(mine, task.quality, base_quality)
-        base_credit = jnp.where(mine, task.credit, base_credit)
+        baseline = {name: jnp.where(mine, getattr(task, name), kept) for name, kept in baseline.items()}
         tasks[j] = task.replace(
             quality=_moved(task.quality, s.quality, mine, decay),
+            weight=_moved(task.weight, s.weight, mine, decay),
             credit=_moved(task.credit, fresh, mine, decay),
         )
-    # As with fresh samples: novelty is the credit beyond what the sample's weight is usually worth.
-    novelty = credit - s.weight * base_credit / jnp.maximum(base_quality, FLOORS["quality"])
+    usual = baseline["credit"]
+    if neutral:
+        usual = s.weight * usual / jnp.maximum(baseline["weight"], FLOORS["quality"])
+    novelty = credit - usual
     share = state.balance.alpha / (1.0 + state.balance.alpha)
-    advantage = (1.0 - share) * (s.quality - base_quality) / _sigma(state, "quality")
+    advantage = (1.0 - share) * (s.quality - baseline["quality"]) / _sigma(state, "quality")
     advantage += share * novelty / _sigma(state, "diversity")
     batch = Replayed(
         prompts=Prompts(s.prompt_tokens, s.prompt_mask, s.label, s.strategy),
@@ -114,6 +125,7 @@ def remember(
         buffer=replay.insert(task.buffer, samples, key),
         archive=diversity.absorb(task.archive, e, samples.label, keep),
         quality=_moved(task.quality, samples.quality, everyone, decay),
+        weight=_moved(task.weight, samples.weight, everyone, decay),
         credit=_moved(task.credit, assessment.credit, everyone, decay),
         kept=task.kept + np.int32(keep.sum()),
     )

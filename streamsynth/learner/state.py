@@ -23,13 +23,15 @@ class TaskState:
     """What is remembered of one task.
 
     buffer: its replay buffer.   archive: what is kept, per label, as diversity sees it.
-    quality, credit: [] float32, running means over its samples, fresh and replayed: the lagged baselines.
+    quality, weight, credit: [] float32, running means over its samples, fresh and replayed: the lagged
+      baselines. The weight is r(q).
     kept: [] int32, rows in its journal.
     """
 
     buffer: replay.Buffer
     archive: diversity.Archive
     quality: Array
+    weight: Array
     credit: Array
     kept: Array
 
@@ -76,6 +78,7 @@ def new_task(config: Any, num_labels: int) -> TaskState:
         ),
         archive=diversity.empty(num_labels, config.feedback.width, config.feedback.ridge),
         quality=np.float32(0),
+        weight=np.float32(0),
         credit=np.float32(0),
         kept=np.int32(0),
     )

@@ -25,17 +25,25 @@ class SupervisedBatch:
 
 
 def supervised_loss(
-    model: Transformer, params: Any, batch: SupervisedBatch, prompt_weight: float, chunk: int
+    model: Transformer,
+    params: Any,
+    batch: SupervisedBatch,
+    temperature: Array | float,
+    prompt_weight: float,
+    chunk: int,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean negative log-likelihood of the targets' tokens, plus `prompt_weight` times the prompts'.
 
     A prompt that lists examples is itself a few-shot exercise: each example is to be foretold from
     those before it. Learning from it costs nothing, its hidden states are computed anyway.
+
+    The likelihood is that of the policy as it samples at `temperature`: one that fits a set at temperature 1
+    and then samples at a lower one writes less diverse texts than the set's.
     """
     hidden = read_group(model, params, batch.prompts, batch.tokens)
 
     def nll(states, tokens, mask):
-        logprobs = token_statistics(model, params, states, tokens, mask, 1.0, chunk).logprobs
+        logprobs = token_statistics(model, params, states, tokens, mask, temperature, chunk).logprobs
         return -logprobs.sum() / jnp.maximum(mask.sum(), 1)
 
     completion = nll(hidden.before, batch.tokens, batch.mask)
@@ -54,13 +62,15 @@ def supervised_step(
     params: Any,
     opt_state: Any,
     batch: SupervisedBatch,
+    temperature: Array | float = 1.0,
     *,
     prompt_weight: float = 0.0,
     chunk: int = 1024,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """One update by maximum likelihood; `params` and `opt_state` are donated."""
-    grads, metrics = jax.grad(lambda p: supervised_loss(model, p, batch, prompt_weight, chunk), has_aux=True)(
-        params
-    )
+    loss = functools.partial(supervised_loss, model, batch=batch, temperature=temperature)
+    grads, metrics = jax.grad(
+        lambda p: loss(params=p, prompt_weight=prompt_weight, chunk=chunk), has_aux=True
+    )(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, metrics

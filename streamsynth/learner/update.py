@@ -74,8 +74,11 @@ def assess(
     """
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
-    credit, baseline = diversity.credit(archive, e, label)
-    novelty = diversity.neutral_credit(archive, e, label) if neutral else credit - baseline
+    if neutral:
+        credit, novelty = diversity.neutral_credit(archive, e, label)
+    else:
+        credit, baseline = diversity.credit(archive, e, label)
+        novelty = credit - baseline
     num_labels = archive.matrix.shape[0]
     counted = weight if weighted else scores.gate
     d, valid = diversity.statistic(scores.features, counted, label, num_labels)

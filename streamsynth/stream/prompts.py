@@ -4,7 +4,8 @@ A prompt reads, marker by marker:
 
     <s> <strategy> <label> name <contrast> text ... <example> text ... <write>
 
-and the completion is a text of that label, ended by </s>.
+and the completion is a text of that label, ended by </s>. What a strategy starts from, the example to vary or
+the two to combine, stands last, next to <write>; all others are there to show what the label is like.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from streamsynth.tasks.task import Task
 # How many examples of the label, and how many of other labels, each strategy shows.
 SHOWN = {
     "label_only": (0, 0),
-    "imitate": (5, 0),
-    "vary_one": (1, 0),
-    "combine_two": (2, 0),
-    "contrast": (3, 2),
+    "imitate": (6, 0),
+    "vary_one": (6, 0),
+    "combine_two": (6, 0),
+    "contrast": (4, 2),
 }
 assert tuple(SHOWN) == tuple(STRATEGIES)
+# How many of them, the ones next to <write>, the text is to resemble.
+SOURCES = {"vary_one": 1, "combine_two": 2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +57,26 @@ class PromptFormat:
     ) -> tuple[list[int], list[bool]]:
         """Token ids of one prompt, and for each text of `own` and then of `others` whether it is in it.
 
-        A text that does not fit is left out whole. The label's own come first, and the first of them before
-        the later ones; a label too long for the prompt is cut.
+        A text that does not fit is left out whole. The label's own come before the others, and the first of
+        them, which stands next to <write>, before the later ones; a label too long for the prompt is cut.
         """
         t = self.tokenizer
         head = [t.bos, t.marker(strategy_marker(STRATEGIES[strategy])), t.marker("<label>")]
         room = self.prompt_length - len(head) - 1
         label = list(label)[:room]
         room -= len(label)
-        kept: dict[str, list[int]] = {"<example>": [], "<contrast>": []}
+        kept: dict[str, list[list[int]]] = {"<example>": [], "<contrast>": []}
         fits = []
         for marker, texts in (("<example>", own), ("<contrast>", others)):
             for ids in texts:
                 fits.append(len(ids) + 1 <= room)
                 if fits[-1]:
-                    kept[marker] += [t.marker(marker), *ids]
+                    kept[marker].append([t.marker(marker), *ids])
                     room -= len(ids) + 1
-        return [*head, *label, *kept["<contrast>"], *kept["<example>"], t.marker("<write>")], fits
+        shown = [
+            token for marker in ("<contrast>", "<example>") for ids in kept[marker][::-1] for token in ids
+        ]
+        return [*head, *label, *shown, t.marker("<write>")], fits
 
     def pad_prompts(
         self, prompts: Sequence[Sequence[int]], label: np.ndarray, strategy: np.ndarray

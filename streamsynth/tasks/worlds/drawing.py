@@ -1,11 +1,12 @@
 """How worlds are drawn from the domains, and what is kept apart for the streams that are measured.
 
 A label's frames are all combinations of its world's openers, cores of its own and its world's tails, so
-that whoever has seen the parts in its examples can write every frame. Of the pairs of an opener and a
-tail, a block of three by three belongs to the streams and another one to tuning; pretraining has all
-others. Of the grid of bearing categories, 2 x 2 blocks along a hashed diagonal are reserved: pretraining
-draws its labels outside the blocks, stream and tuning worlds inside them. So a policy has met every word
-and every part of a frame, but no frame and no combination of categories of a stream world.
+that whoever has seen the parts in its examples can write every frame. Each domain's openers, cores and tails
+are halved by hash. Frames whose three parts are all from the first half belong to the streams, those all
+from the second half to tuning; pretraining has the mixed ones, among them every pair of parts. Of the grid
+of bearing categories, 2 x 2 blocks along a hashed diagonal are reserved: pretraining draws its labels
+outside the blocks, stream and tuning worlds inside them. So a policy has met every word and any two parts
+of a frame together, but no frame and no combination of categories of a stream world.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from streamsynth.tasks.worlds.lexicon import LEXICON
 
 DOMAINS: dict[str, Domain] = {domain.name: domain for domain in (*TOWN, *LEISURE)}
 PRETRAIN, STREAM, TUNING = "pretrain", "stream", "tuning"
-_GROUP = 3  # openers, and tails, that a world has
+_GROUP = 4  # openers, and tails, that a world has: half of a domain's
 MIN_LABELS, MAX_LABELS = 3, 8
 # How many of its world's cores a label lacks: which ones makes its set of frames its own.
-_SPARE_CORES = 2
+_SPARE_CORES = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +39,13 @@ class Difficulty:
     Attributes:
       labels: number of labels, 3 to 8; None leaves it to the world (pretraining draws it).
       cores_per_label: cores of a label; its frames are these with the world's openers and tails. Labels
-        have different cores as long as there are choices: 3 for one core, 6 for two, 10 for three.
+        have different cores as long as there are choices: one more than they have cores.
       words_per_category: only the first so many words of a category are used. A role that is not bearing
         takes those of all its categories.
     """
 
     labels: int | None = None
-    cores_per_label: int = 4
+    cores_per_label: int = 5
     words_per_category: int = 8
 
     def __post_init__(self):
@@ -67,42 +68,36 @@ def stable_rng(*parts: object) -> np.random.Generator:
 
 
 def part_of(domain: Domain, frame: Frame) -> str:
-    """Which worlds may use the frame: "pretrain", "stream" or "tuning". Its opener and its tail decide."""
-    return _part_of_pair(domain.name, frame.opener, frame.tail)
-
-
-def _part_of_pair(domain_name: str, opener: str, tail: str) -> str:
-    for part, (openers, tails) in _reserved_texts(domain_name).items():
-        if opener in openers and tail in tails:
+    """Which worlds may use the frame: "pretrain", "stream" or "tuning"."""
+    for part, pieces in _halves(domain.name).items():
+        if all(own in kept for own, kept in zip((frame.opener, frame.core, frame.tail), pieces, strict=True)):
             return part
     return PRETRAIN
 
 
 @functools.cache
-def _reserved_texts(domain_name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """The openers and the tails of the worlds of each reserved part, in an order by hash."""
+def _halves(domain_name: str) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """The openers, cores and tails of each reserved part, in an order by hash."""
     domain = DOMAINS[domain_name]
-    openers = sorted(domain.openers, key=lambda text: _digest("openers", domain_name, text))
-    tails = sorted(domain.tails, key=lambda text: _digest("tails", domain_name, text))
-    return {
-        part: (tuple(openers[start : start + _GROUP]), tuple(tails[start : start + _GROUP]))
-        for part, start in ((STREAM, 0), (TUNING, _GROUP))
-    }
+    halves: dict[str, list[tuple[str, ...]]] = {STREAM: [], TUNING: []}
+    for kind in ("openers", "cores", "tails"):
+        texts = sorted(getattr(domain, kind), key=lambda text: _digest(kind, domain_name, text))
+        halves[STREAM].append(tuple(texts[: len(texts) // 2]))
+        halves[TUNING].append(tuple(texts[len(texts) // 2 :]))
+    return {part: tuple(pieces) for part, pieces in halves.items()}
 
 
-def _deal_ends(
-    domain: Domain, part: str, rng: np.random.Generator
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The openers and the tails of a world, no pair of which belongs to another part."""
+def _deal_pieces(domain: Domain, part: str, rng: np.random.Generator) -> tuple[tuple[str, ...], ...]:
+    """The openers, the cores and the tails of a world, no three of which make a frame of another part.
+
+    A pretraining world has one kind of piece from the second half alone, which makes no stream frame,
+    another kind from the first half alone, which makes no tuning frame, and the third from anywhere.
+    """
     if part != PRETRAIN:
-        return _reserved_texts(domain.name)[part]
-    openers = tuple(domain.openers[i] for i in rng.permutation(len(domain.openers))[:_GROUP])
-    open_tails = [
-        tail
-        for tail in domain.tails
-        if all(_part_of_pair(domain.name, opener, tail) == PRETRAIN for opener in openers)
-    ]
-    return openers, tuple(open_tails[i] for i in rng.permutation(len(open_tails))[:_GROUP])
+        return _halves(domain.name)[part]
+    halves = _halves(domain.name)
+    sources = [halves[TUNING], halves[STREAM], (domain.openers, domain.cores, domain.tails)]
+    return tuple(sources[source][kind] for kind, source in enumerate(rng.permutation(3)))
 
 
 @functools.cache
@@ -214,8 +209,10 @@ def _deal_frames(
     A frame in which a role occurs in two of its pieces would repeat itself ("our aunt ... to please our
     aunt") and is left out.
     """
-    openers, tails = _deal_ends(domain, part, rng)
-    fitting = _fitting_cores(domain, tails)
+    openers, cores, tails = _deal_pieces(domain, part, rng)
+    openers = tuple(openers[i] for i in rng.permutation(len(openers))[:_GROUP])
+    tails = tuple(tails[i] for i in rng.permutation(len(tails))[:_GROUP])
+    fitting = _fitting_cores(cores, tails)
     pool = [fitting[i] for i in rng.permutation(len(fitting))[: num_cores + _SPARE_CORES]]
     choices = list(itertools.combinations(pool, num_cores))
     order = rng.permutation(len(choices))
@@ -233,18 +230,19 @@ def _deal_frames(
     return dealt
 
 
-def _fitting_cores(domain: Domain, tails: tuple[str, ...]) -> list[str]:
+def _fitting_cores(cores: tuple[str, ...], tails: tuple[str, ...]) -> list[str]:
     """The cores that make a frame with at least one of the tails."""
-    return [core for core in domain.cores if any(not _slots(core) & _slots(tail) for tail in tails)]
+    return [core for core in cores if any(not _slots(core) & _slots(tail) for tail in tails)]
 
 
 @functools.cache
 def _most_cores() -> int:
-    """How many cores a label can have in every domain, whichever tails its world has."""
+    """How many cores a label can have in every domain, whichever pieces its world has."""
     fitting = (
-        _fitting_cores(domain, tails)
+        _fitting_cores(cores, tails)
         for domain in DOMAINS.values()
-        for tails in itertools.combinations(domain.tails, 2)
+        for _, cores, _ in _halves(domain.name).values()
+        for tails in itertools.combinations(domain.tails, _GROUP)
     )
     return min(map(len, fitting)) - _SPARE_CORES
 
