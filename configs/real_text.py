@@ -38,15 +38,16 @@ def get_config(arg=""):
     config.stream.examples_per_label = 16
     config.pretrain.sources = tuple(f"files:{arg.data}/{name}" for name in PRETRAIN)
     config.policy.update(
-        vocab_size=4096, width=192, layers=4, heads=6, kv_heads=2, head_width=32, mlp_width=512
+        vocab_size=4096, width=160, layers=4, heads=4, kv_heads=2, head_width=40, mlp_width=432
     )
-    config.rollout.update(prompts=16, samples=8, prompt_length=192, completion_length=48)
-    config.pretrain.update(steps=1500, prompts=16, samples=2)
-    config.pretrain.optimizer = optimizer(name="muon", learning_rate=4e-3, warmup=50, schedule="cosine")
+    config.rollout.update(prompts=16, samples=8, prompt_length=176, completion_length=44)
+    config.pretrain.update(steps=1200, prompts=16, samples=2)
+    config.pretrain.optimizer = optimizer(name="muon", learning_rate=5e-3, warmup=50, schedule="cosine")
     config.feedback.judges.update(verifier=0.0, posterior=1.0)
     config.feedback.accept = 0.3
-    config.evaluation.update(prompts=80, samples=8, rows_per_label=60)
-    config.learner.steps = 30
+    config.supervised.update(batches=4, rows=48)
+    config.evaluation.update(prompts=60, samples=8, rows_per_label=40)
+    config.learner.steps = 12
     if arg.tiny:
         config.stream.tasks = config.stream.tasks[:2]
         config.stream.test_limit = 100

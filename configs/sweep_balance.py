@@ -31,9 +31,9 @@ def sweep(add):
     add("none", {"balance.alpha": 0.0, "balance.eta": 0.0})
     for alpha in (0.25, 0.5, 1.0, 2.0):
         add(f"fixed_{alpha}", {"balance.alpha": alpha, "balance.eta": 0.0})
-    for eta in (0.25, 1.0):
-        add(f"ascent_{eta}", {"balance.alpha": 0.5, "balance.eta": eta})
-    for factor, kl in itertools.product((0.9, 1.0, 1.1), (0.02, 0.05, 0.1)):
+    for eta in (1.0, 5.0, 15.0):
+        add(f"ascent_{eta}", {"balance.eta": eta})
+    for factor, kl in itertools.product((0.9, 0.95, 1.0), (0.05, 0.1, 0.25)):
         add(f"target_{factor}_kl_{kl}", {"balance.factor": factor, "objective.kl_weight": kl})
 
 

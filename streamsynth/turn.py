@@ -305,7 +305,8 @@ def _tuned(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) 
             np.float32(config.rollout.temperature),
             prompt_weight=s.prompt_weight,
         )
-    return state.replace(params=params, opt_state=opt_state)
+    version = np.int32(state.policy_version + s.steps)
+    return state.replace(params=params, opt_state=opt_state, policy_version=version)
 
 
 def _spread_out(

@@ -18,7 +18,8 @@ from streamsynth.runtime.checkpoint import Checkpoints
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "configs" / "quickstart.py"
 TASKS = ("market_1", "restaurant_1")
-STEPS = 3  # a turn
+STEPS = 3  # a turn, by reward
+TUNING = 4  # updates with which a turn starts: two rounds of two
 KEYS = {
     "stream.tasks": ",".join(f"worlds:{name}" for name in TASKS),
     "learner.steps": str(STEPS),

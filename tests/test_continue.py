@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import runs
 from flax import traverse_util
-from runs import STEPS, TASKS
+from runs import STEPS, TASKS, TUNING
 
 from streamsynth import api
 from streamsynth import main as main_lib
@@ -47,7 +47,7 @@ def test_appended_tasks_continue_the_stream(finished, longer):
         assert now.read_bytes() == was.read_bytes()
     assert (workdir / "datasets" / THIRD / "train.jsonl").is_file()
     was, now = runs.state(finished.workdir), runs.state(workdir)
-    assert now["policy_version"] == was["policy_version"] + STEPS
+    assert now["policy_version"] == was["policy_version"] + TUNING + STEPS
     for name in ("buffer/samples/tokens", "archive/matrix", "kept"):
         for task in range(len(TASKS)):
             np.testing.assert_array_equal(now[f"tasks/{task}/{name}"], was[f"tasks/{task}/{name}"])
@@ -128,13 +128,13 @@ def test_the_isolated_learner_forgets_everything(finished, tmp_path):
     assert key == "stream.experience"
     results = api.train(config, workdir)
     state = runs.state(workdir)
-    # What is left is of the second turn's one step alone.
-    assert state["patterns/count"].sum() == 40
+    # What is left is of the second turn alone: its two rounds and its one step.
+    assert state["patterns/count"].sum() == 3 * 40
     assert not state["patterns/task_count"][0].any()
     assert state["tasks/0/buffer/seen"] == 0
-    assert state["tasks/1/buffer/seen"] == 40
+    assert state["tasks/1/buffer/seen"] == 3 * 40
     assert state["scheduler/visits"].tolist() in ([0, 1], [1, 1])
-    assert state["policy_version"] == 2
+    assert state["policy_version"] == 2 * (TUNING + 1)
     assert (workdir / "datasets" / TASKS[0] / "train.jsonl").stat().st_size > 0
     second = runs.read_jsonl(workdir / "metrics.jsonl")[-1]
     assert second["turn"] == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import runs
 from flax import traverse_util
-from runs import STEPS, TASKS
+from runs import STEPS, TASKS, TUNING
 from tensorboardX.proto.event_pb2 import Event
 
 from streamsynth import api
@@ -102,7 +102,7 @@ def test_data_sets(finished, name):
 
 
 def test_every_part_of_the_reward_is_logged_before_and_after_its_weight(metrics):
-    # A turn's first step measures, the others learn.
+    # A turn's first step measures and tunes, the others learn by reward.
     assert [(m["turn"], m["task"]) for m in metrics] == [
         (turn, name) for turn, name in enumerate(TASKS, start=1) for _ in range(1 + STEPS)
     ]
@@ -150,7 +150,7 @@ def test_tensorboard_files_say_what_the_journal_says(finished, metrics):
 def test_the_policy_has_changed(finished):
     base = load_policy(finished.workdir / "policy").params
     state = runs.state(finished.workdir)
-    assert state["policy_version"] == len(TASKS) * STEPS
+    assert state["policy_version"] == len(TASKS) * (TUNING + STEPS)
     assert state["turn"] == len(TASKS)
     moved = [
         np.abs(state[f"params/{path}"] - leaf).max()
@@ -172,7 +172,7 @@ def synthesize(finished, task, rows, output):
 def test_synthesize_for_a_task_of_the_run(finished, tmp_path):
     rows = synthesize(finished, "market_1", 8, tmp_path / "rows")
     assert Counter(Counter(row["label"] for row in rows).values()) == {2: 4}
-    assert {row["policy_version"] for row in rows} == {len(TASKS) * STEPS}
+    assert {row["policy_version"] for row in rows} == {len(TASKS) * (TUNING + STEPS)}
     assert "market_1" in (tmp_path / "rows" / "README.md").read_text()
     assert synthesize(finished, "market_1", 8, tmp_path / "again") == rows
 

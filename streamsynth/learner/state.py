@@ -44,7 +44,7 @@ class RunState:
       turn: [] int32, turns that are finished.
       turn_step: [] int32, steps taken in the present turn; the first one only measures.
       step: [] int32, steps taken in all. It names the random keys and never runs back.
-      policy_version: [] int32, updates taken in all.
+      policy_version: [] int32, updates taken in all, by tuning and by reward.
       params, reference, opt_state: the policy, the snapshot that KL refers to, the optimizer.
       tasks: one TaskState a task.
       patterns, scheduler: their states.
