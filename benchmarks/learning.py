@@ -23,6 +23,7 @@ VARIANTS = {
     "supervised": {
         "learner.steps": 0,
         "supervised.batches": 0,
+        "supervised.rows": 0,
         "supervised.rounds": 1,
         "supervised.steps": 48,
     },

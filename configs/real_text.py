@@ -41,8 +41,8 @@ def get_config(arg=""):
         vocab_size=4096, width=160, layers=4, heads=4, kv_heads=2, head_width=40, mlp_width=432
     )
     config.rollout.update(prompts=16, samples=8, prompt_length=176, completion_length=44)
-    config.pretrain.update(steps=1200, prompts=16, samples=2)
-    config.pretrain.optimizer = optimizer(name="muon", learning_rate=5e-3, warmup=50, schedule="cosine")
+    config.pretrain.update(steps=800, prompts=16, samples=2)
+    config.pretrain.optimizer = optimizer(name="muon", learning_rate=8e-3, warmup=50, schedule="cosine")
     config.feedback.judges.update(verifier=0.0, posterior=1.0)
     config.feedback.accept = 0.3
     config.supervised.update(batches=4, rows=48)

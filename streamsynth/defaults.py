@@ -67,14 +67,14 @@ def default_config() -> ConfigDict:
                 max_words=60,
             ),
             balance=dict(
-                alpha=1.0,  # where the weight of diversity, against that of quality, starts in each turn
+                alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn
                 eta=5.0,  # step of the dual ascent
                 alpha_max=8.0,
                 target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
                 factor=0.95,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
                 neutral=True,  # pay novelty that quality does not explain; False: plain credit
-                batches=4,  # that measure the target, not learned from
+                batches=4,  # that measure the target; what is kept of them is tuned to
                 archive=0.0,  # how much a kept text counts when fresh ones are credited; 0: the batch alone
             ),
             learner=dict(
@@ -86,7 +86,7 @@ def default_config() -> ConfigDict:
                 clip_high=0.28,
                 kl_weight=0.25,
                 entropy_weight=0.0,
-                replay_weight=1.0,
+                replay_weight=0.25,  # replay.share: a replayed sample then counts as much as a fresh one
                 replay_cap=2.0,
                 drift_limit=2.0,
                 cloning_weight=0.0,
@@ -95,8 +95,8 @@ def default_config() -> ConfigDict:
             optimizer=optimizer(learning_rate=4e-4),
             supervised=dict(  # how a turn starts: tuning to the examples and to what is kept of a first go
                 rounds=2,  # of writing, choosing and tuning
-                batches=8,  # that are written in a round; 0 tunes to the examples alone
-                rows=96,  # a label, the most spread-out of those kept
+                batches=6,  # that are written in a round
+                rows=96,  # a label, the most spread-out of those kept; 0 tunes to the examples alone
                 steps=20,  # a round
                 samples=4,  # G targets a prompt
                 prompt_weight=0.0,

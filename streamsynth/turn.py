@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,8 +37,8 @@ def begin_turn(
     """The first step of a turn: nothing is learned by reward yet.
 
     The isolated learner forgets everything. Batches of the base policy give the diversity that is to be
-    held. Then the policy writes `supervised.batches` batches and is tuned to what is kept of them and to
-    the examples: many different texts, each of which its judges accepted, teach a language without
+    held. Then, in rounds, the policy writes, and is tuned to the examples and to a spread-out choice of all
+    that was kept: many different texts, each of which the judges accepted, teach a language without
     narrowing it, which a few examples would. Last, KL's reference is set.
 
     Args and returns are as in `learn`.
@@ -47,30 +48,35 @@ def begin_turn(
         state = _forget(setting, state)
     state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
 
+    rows, features, quality, statistics = [], [], [], []
+
+    def written(params: Any, version: int, purpose: str, *steps: int) -> Assessment:
+        """Writes a batch with the given parameters; what is kept of it goes into `rows`."""
+        nonlocal state
+        sampled = _sampled(setting, state.replace(params=params), seen, purpose, *steps)
+        state, keep = _remembered(setting, state, sampled, seen, version, purpose, *steps)
+        rows.extend(_rows(setting.tasks[turn], sampled, keep, step, version))
+        features.append(np.asarray(sampled.scored.scores.features)[keep])
+        quality.append(float(sampled.scored.scores.quality.mean()))
+        return sampled.assessment
+
     # --- The diversity to hold ---
     # That of the base policy: held from turn to turn, a little would be lost each time.
-    measured = state if config.balance.target == "policy" else state.replace(params=setting.policy.params)
-    statistics = []
+    own = config.balance.target == "policy"
+    measured = (state.params, int(state.policy_version)) if own else (setting.policy.params, 0)
     for batch in range(config.balance.batches):
-        sampled = _sampled(setting, measured, NearDuplicates(1.0), "measure", step, batch)
-        state = state.replace(spread=sampled.assessment.spread)
-        measured = measured.replace(spread=sampled.assessment.spread)
-        statistics.append(float(sampled.assessment.metrics["diversity/statistic"]))
+        statistics.append(float(written(*measured, "measure", step, batch).metrics["diversity/statistic"]))
     found = float(np.mean(statistics))
     if config.balance.target == "examples":
         found = _statistic_of_examples(setting, turn)
     target = found + float(np.log(config.balance.factor))
 
     # --- Texts to tune to, and the tuning ---
-    quality, rows, features = [], [], []
     for round_ in range(config.supervised.rounds):
         for batch in range(config.supervised.batches):
-            sampled = _sampled(setting, state, seen, "explore", step, round_, batch)
-            state, keep = _remembered(setting, state, sampled, seen, "explore", step, round_, batch)
-            quality.append(np.asarray(sampled.scored.scores.quality))
-            rows += _rows(setting.tasks[turn], sampled, keep, step, int(state.policy_version))
-            features.append(np.asarray(sampled.scored.scores.features)[keep])
-        state = _tuned(setting, state, _spread_out(setting, turn, rows, features), round_)
+            written(state.params, int(state.policy_version), "explore", step, round_, batch)
+        chosen = _spread_out(setting, turn, rows, features) if config.supervised.rows else []
+        state = _tuned(setting, state, chosen, round_)
     reference = state.params if config.learner.kl_reference == "turn" else setting.policy.params
     state = state.replace(
         reference=assemble_lib.copy(reference),
@@ -79,12 +85,11 @@ def begin_turn(
         step=np.int32(step + 1),
     )
     figures = {
+        "reward/quality": float(np.mean(quality)),
         "diversity/statistic": float(np.mean(statistics)),
         "diversity/target": target,
         "kept": len(rows),
     }
-    if quality:
-        figures["reward/quality"] = float(np.mean(quality))
     return assemble_lib.on_mesh(setting, state), figures, rows
 
 
@@ -148,7 +153,7 @@ def learn(
 
     # --- Remember ---
     version = int(state.policy_version)
-    state, keep = _remembered(setting, state, sampled, seen, "reservoir", step)
+    state, keep = _remembered(setting, state, sampled, seen, version, "reservoir", step)
     scores, quality = scored.scores, np.asarray(scored.scores.quality)
     state = state.replace(
         params=params,
@@ -231,16 +236,25 @@ def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: s
 
 
 def _remembered(
-    setting: Setting, state: RunState, sampled: _Sampled, seen: NearDuplicates, purpose: str, *steps: int
+    setting: Setting,
+    state: RunState,
+    sampled: _Sampled,
+    seen: NearDuplicates,
+    version: int,
+    purpose: str,
+    *steps: int,
 ) -> tuple[RunState, np.ndarray]:
-    """The state with a batch in its buffer, archive and statistics, and which samples were kept, [N] bool."""
+    """The state with a batch in its buffer, archive and statistics, and which samples were kept, [N] bool.
+
+    `version` is the writing policy's.
+    """
     config, turn = setting.config, int(state.turn)
     written, scores, assessment = sampled.written, sampled.scored.scores, sampled.assessment
     quality = np.asarray(scores.quality)
     keep = _kept(written.texts, quality, config.feedback.accept, seen)
     task = remember(
         state.tasks[turn],
-        samples_of(written, scores, assessment.weight, keep, int(state.policy_version)),
+        samples_of(written, scores, assessment.weight, keep, version),
         assessment,
         keep,
         purpose_key(config.seed, purpose, *steps),

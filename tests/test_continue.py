@@ -128,11 +128,11 @@ def test_the_isolated_learner_forgets_everything(finished, tmp_path):
     assert key == "stream.experience"
     results = api.train(config, workdir)
     state = runs.state(workdir)
-    # What is left is of the second turn alone: its two rounds and its one step.
-    assert state["patterns/count"].sum() == 3 * 40
+    # What is left is of the second turn alone: the base policy's batch, two rounds and one step.
+    assert state["patterns/count"].sum() == 4 * 40
     assert not state["patterns/task_count"][0].any()
     assert state["tasks/0/buffer/seen"] == 0
-    assert state["tasks/1/buffer/seen"] == 3 * 40
+    assert state["tasks/1/buffer/seen"] == 4 * 40
     assert state["scheduler/visits"].tolist() in ([0, 1], [1, 1])
     assert state["policy_version"] == 2 * (TUNING + 1)
     assert (workdir / "datasets" / TASKS[0] / "train.jsonl").stat().st_size > 0
