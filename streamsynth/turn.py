@@ -130,7 +130,7 @@ def learn(
         advantage=assessment.advantage,
     )
     replayed = None
-    if plan.replay_counts.any():
+    if setting.scheduler.max_replayed:  # in the first turn a batch of none: one program serves all turns
         replayed, state = replayed_batch(
             state,
             plan.replay_counts,
@@ -178,6 +178,8 @@ def learn(
         "prompt/dropped_examples": written.dropped_examples,
     }
     figures = {name: float(value) for name, value in jax.device_get(figures).items()}
+    if not plan.replay_counts.any():
+        figures = {name: value for name, value in figures.items() if not name.startswith("replay/")}
     return state, figures, _rows(setting.tasks[turn], sampled, keep, step, version)
 
 
@@ -219,7 +221,7 @@ def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: s
     )
     scored = score(setting.tasks[turn], written, setting.rewards[turn], setting.featurize, seen.seen, f)
     assessment = assess(
-        diversity.decay(state.tasks[turn].archive, b.archive),
+        state.tasks[turn].archive,
         setting.place(dataclasses.replace(scored.scores, parts={})),
         setting.place(written.label),
         state.spread,
@@ -231,6 +233,7 @@ def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: s
         alpha_max=b.alpha_max,
         weighted=b.weighted,
         neutral=b.neutral,
+        remembered=b.archive,
     )
     return _Sampled(written, scored, assessment)
 

@@ -92,12 +92,13 @@ def test_a_new_stream_with_old_experience(finished, tmp_path):
     was, now = runs.state(finished.workdir), runs.state(workdir)
     for path, leaf in traverse_util.flatten_dict(load_policy(workdir / "policy").params, sep="/").items():
         np.testing.assert_array_equal(leaf, was[f"params/{path}"])
-    # One step adds its 40 samples to what was inherited, decayed; statistics by task start from nothing.
+    # The turn's four batches of 40 add to what was inherited, decayed with each; statistics by task start
+    # from nothing.
     decay = config.patterns.shared_decay
-    added = now["patterns/shared_count"] - decay * was["patterns/shared_count"]
+    added = now["patterns/shared_count"] - decay**4 * was["patterns/shared_count"]
     assert was["patterns/shared_count"].sum() > 0
-    assert added.sum() == pytest.approx(40, rel=1e-5)
-    assert now["patterns/count"].sum() == 40
+    assert added.sum() == pytest.approx(40 * (1 + decay + decay**2 + decay**3), rel=1e-4)
+    assert now["patterns/count"].sum() == 4 * 40
     assert now["patterns/task_count"].shape == (1, 5)
     # The same command goes on in it, and one without the experience is another command's.
     assert (

@@ -9,7 +9,7 @@ import tiny
 from streamsynth.defaults import default_config
 from streamsynth.feedback import diversity
 from streamsynth.learner.collect import Written
-from streamsynth.learner.objective import Fresh, ObjectiveConfig
+from streamsynth.learner.objective import Fresh, ObjectiveConfig, gradients
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import new_state
@@ -168,6 +168,23 @@ def test_filler_rows_and_empty_buffers_are_not_valid(state):
     jax.tree.map(np.testing.assert_array_equal, after.tasks[2], state.tasks[2])
     full, _ = draw(state, [0, 8, 0])
     assert full.valid.all()
+
+
+def test_a_batch_of_none_teaches_nothing(state):
+    """The first turn has nothing to replay; its update is that without replay, by the same program."""
+    batch, after = draw(state, [0, 0, 0])
+    assert not np.asarray(batch.valid).any() and not np.asarray(batch.mask).any()
+    jax.tree.map(np.testing.assert_array_equal, after.tasks, state.tasks)
+    rng = np.random.default_rng(3)
+    tokens, mask = tiny.completions(rng, N, T)
+    behaviour = np.where(mask, -3.0, 0.0).astype(np.float32)
+    advantage = rng.normal(size=N).astype(np.float32)
+    fresh = Fresh(tiny.prompts(rng, B, P), tokens, mask, behaviour, behaviour, advantage)
+    objective = ObjectiveConfig(cloning_weight=0.5, chunk=16)
+    with_none, figures = gradients(tiny.MODEL, tiny.params(), fresh, batch, np.float32(1.0), objective)
+    without, _ = gradients(tiny.MODEL, tiny.params(), fresh, None, np.float32(1.0), objective)
+    np.testing.assert_allclose(tiny.flat(with_none), tiny.flat(without), rtol=1e-5, atol=1e-8)
+    assert figures["replay/samples"] == figures["replay/gradient_share"] == 0
 
 
 def test_sigma_has_its_floor(state):

@@ -27,7 +27,8 @@ def scores_of(rng, quality):
 
 
 def run(scores, label, spread, balanced, archive=None, **changes):
-    setting = dict(samples=2, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0, weighted=True, neutral=False)
+    setting = dict(samples=2, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0)
+    setting |= dict(weighted=True, neutral=False, remembered=1.0)
     archive = diversity.empty(LABELS, D, RIDGE) if archive is None else archive
     return assess(archive, scores, np.asarray(label, np.int32), spread, balanced, **(setting | changes))
 
@@ -111,6 +112,24 @@ def test_neutral_diversity_is_what_credit_exceeds_its_rate():
         result.advantage, (quality + 3.0 * np.asarray(novelty)) / 4, rtol=1e-4, atol=1e-5
     )
     assert novelty[4] == 0.0
+
+
+def test_the_archive_counts_as_much_as_the_config_says():
+    scores = scores_of(np.random.default_rng(7), SECOND)
+    other = diversity.weighted(scores_of(np.random.default_rng(8), FIRST).features, jnp.ones(len(FIRST)))
+    kept = diversity.absorb(
+        diversity.empty(LABELS, D, RIDGE), other, np.zeros(len(FIRST), int), np.ones(len(FIRST), bool)
+    )
+    half = kept.replace(matrix=(kept.matrix + diversity.empty(LABELS, D, RIDGE).matrix) / 2)
+    spread, balanced = advantages.initial_spread(PARTS), balance.initial(1.0, 1.0)
+
+    def credit(archive, remembered):
+        return np.asarray(run(scores, LABEL, spread, balanced, archive, remembered=remembered).credit)
+
+    full, none = credit(kept, 1.0), credit(kept, 0.0)
+    np.testing.assert_allclose(none, credit(None, 1.0), rtol=1e-5)
+    np.testing.assert_allclose(credit(kept, 0.5), credit(half, 1.0), rtol=1e-5)
+    assert (full <= none).all() and (full < none).any()
 
 
 def test_gated_samples_have_no_weight_and_no_credit_and_change_nobodys():

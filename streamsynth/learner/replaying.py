@@ -16,6 +16,9 @@ from streamsynth.learner.update import FLOORS, Assessment
 from streamsynth.pytrees import Array, Prompts, Scores
 from streamsynth.stream import replay
 
+# Run op by op, a loop inside them would be compiled again at every call.
+_marginal, _absorb = jax.jit(diversity.marginal), jax.jit(diversity.absorb)
+
 
 def samples_of(
     written: Written, scores: Scores, weight: Array, in_archive: Array, step: int
@@ -65,7 +68,7 @@ def replayed_batch(
       neutral: whether novelty is credit beyond what the sample's weight is usually worth, as for fresh
         samples, or credit beyond what credit usually is.
     """
-    past = [j for j in range(len(counts)) if counts[j]]
+    past = [j for j in range(len(counts)) if counts[j]] or [0]
     draw = replay.sample_tasks(
         [state.tasks[j].buffer for j in past], np.asarray([counts[j] for j in past]), key, size
     )
@@ -78,9 +81,7 @@ def replayed_batch(
         task = state.tasks[j]
         mine = (draw.task == place) & draw.valid
         last = task.archive.matrix.shape[0] - 1
-        fresh = diversity.marginal(
-            task.archive, e, jnp.minimum(s.label, last), s.in_archive.astype(jnp.float32)
-        )
+        fresh = _marginal(task.archive, e, jnp.minimum(s.label, last), s.in_archive.astype(jnp.float32))
         credit = jnp.where(mine, fresh, credit)
         baseline = {name: jnp.where(mine, getattr(task, name), kept) for name, kept in baseline.items()}
         tasks[j] = task.replace(
@@ -123,7 +124,7 @@ def remember(
     everyone = jnp.ones(keep.shape, bool)
     return task.replace(
         buffer=replay.insert(task.buffer, samples, key),
-        archive=diversity.absorb(task.archive, e, samples.label, keep),
+        archive=_absorb(task.archive, e, samples.label, keep),
         quality=_moved(task.quality, samples.quality, everyone, decay),
         weight=_moved(task.weight, samples.weight, everyone, decay),
         credit=_moved(task.credit, assessment.credit, everyone, decay),

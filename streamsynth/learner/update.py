@@ -41,7 +41,8 @@ class Assessment:
 
 
 @functools.partial(
-    jax.jit, static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted", "neutral")
+    jax.jit,
+    static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted", "neutral", "remembered"),
 )
 def assess(
     archive: Archive,
@@ -57,6 +58,7 @@ def assess(
     alpha_max: float,
     weighted: bool,
     neutral: bool,
+    remembered: float,
 ) -> Assessment:
     """Advantages of fresh samples: quality against its group, diversity credit against its baseline.
 
@@ -71,7 +73,9 @@ def assess(
       weighted: whether the statistic that alpha follows weighs samples by r(q), or takes all that passed
         the gates alike.
       neutral: whether diversity is paid by `neutral_credit`, or by credit less its baseline.
+      remembered: in [0, 1], how much the archive counts; with 0 a sample is new if it is new in its batch.
     """
+    archive = diversity.decay(archive, remembered)
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
     if neutral:
