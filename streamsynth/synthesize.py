@@ -125,8 +125,8 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
     """What the report needs beside the journals: anchors, data sets, patterns, judges, the best rows.
 
     The anchors of a task, all students with as many steps: on the examples alone, on all real data, on
-    the first rows of the run's data set, and on as many rows of the base policy, as they come and as
-    the best of n by the task's own judges.
+    the first rows of the run's data set, on the whole of it, and on as many rows as the first ones of the
+    base policy, as they come and as the best of n by the task's own judges.
     """
     config, names = setting.config, [task.name for task in setting.tasks]
     anchors, datasets, best = {}, {}, {}
@@ -142,6 +142,7 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
             anchors[task.name] = {
                 **measure.anchors(task, config, seed=config.seed),
                 "synthetic": _student(setting, task, first),
+                "synthetic_all": _student(setting, task, rows),
                 **_base_rows(setting, index),
             }
             best[task.name] = [

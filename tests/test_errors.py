@@ -86,7 +86,7 @@ KEYS = [
     ("stream.experience=total", "choose one of sequential, isolated"),
     ("stream.on_bad_row=ignore", "choose one of error, skip"),
     ("stream.examples_per_label=0", "stream.examples_per_label = 0"),
-    ("stream.examples_per_label=100000", "examples"),
+    ("stream.examples_per_label=100000000", "examples"),
     ("stream.train_limit=3", "train_limit=3"),
     ("scheduler.strategy=random", "choose one of progress, uniform"),
     ("scheduler.fast=0.99", "fast below slow"),

@@ -50,7 +50,7 @@ def test_results(finished):
     for key in ("average_performance", "forward_transfer", "backward_transfer"):
         assert isinstance(written[key], float)
     for task in TASKS:
-        assert set(written["student"][task]) >= {"examples", "synthetic", "real"}
+        assert set(written["student"][task]) >= {"examples", "synthetic", "synthetic_all", "real"}
         assert written["student"][task]["real"] > written["student"][task]["examples"] > 0.25
         assert written["diversity"][task]["last"]["vendi"] > 1
     assert written["config"]["stream"]["tasks"] == [f"worlds:{name}" for name in TASKS]

@@ -16,7 +16,8 @@ _ANCHORS = {
     "examples": "examples alone",
     "base": "base policy",
     "base_best_of_n": "base, best of n",
-    "synthetic": "this run",
+    "synthetic": "this run, as many rows",
+    "synthetic_all": "this run, its data set",
     "real": "all real data",
 }
 _SUMMARY = {
@@ -149,7 +150,7 @@ def _bars(scores: Mapping[str, float | None]) -> Iterable[str]:
     for anchor, name in _ANCHORS.items():
         value = scores[anchor]
         if value is not None:
-            kind = "bar run" if anchor == "synthetic" else "bar"
+            kind = "bar run" if anchor.startswith("synthetic") else "bar"
             yield (
                 f'<div class="{kind}"><span>{name}</span>'
                 f'<span><i style="width:{100 * value:.1f}%"></i></span><span>{number(value)}</span></div>'

@@ -22,7 +22,7 @@ from streamsynth.evaluation.diversity import METRICS
 from streamsynth.runtime import journal
 from streamsynth.runtime.files import atomic_write
 
-ANCHORS = ("examples", "base", "base_best_of_n", "synthetic", "real")
+ANCHORS = ("examples", "base", "base_best_of_n", "synthetic", "synthetic_all", "real")
 _PLOTTED_DIVERSITY = {"vendi": "Vendi score", "distinct_2": "distinct-2"}
 _GROUPS = {"alpha": "diversity", "kl": "policy", "entropy": "policy", "kept": "gate"}
 _FIRST_GROUPS = ("reward", "diversity", "gate", "policy", "replay")
@@ -98,8 +98,8 @@ def results(run: Run) -> dict[str, Any]:
       "tasks": names in stream order; "turns": how many are over.
       "transfer_matrix": [turns + 1][tasks] student accuracy, the first row before anything.
       "average_performance", "forward_transfer", "backward_transfer", "forgetting": see `transfer`.
-      "student": {task: {anchor: accuracy}} over ANCHORS, with "synthetic" of the data set (of a run
-        that is not over: of the last evaluation's rows).
+      "student": {task: {anchor: accuracy}} over ANCHORS, with "synthetic" of as many rows of the data set as
+        "base" has (of a run that is not over: of the last evaluation's rows).
       "diversity": {task: {"before", "after", "last": {metric: value}}}: before anything, after the
         task's own turn, and at the last evaluation.
       "verifier", "gate_pass", "copy_rate": {task: {"before", "after", "last": share}}.
