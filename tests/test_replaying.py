@@ -181,8 +181,9 @@ def test_a_batch_of_none_teaches_nothing(state):
     advantage = rng.normal(size=N).astype(np.float32)
     fresh = Fresh(tiny.prompts(rng, B, P), tokens, mask, behaviour, behaviour, advantage)
     objective = ObjectiveConfig(cloning_weight=0.5, chunk=16)
-    with_none, figures = gradients(tiny.MODEL, tiny.params(), fresh, batch, np.float32(1.0), objective)
-    without, _ = gradients(tiny.MODEL, tiny.params(), fresh, None, np.float32(1.0), objective)
+    jitted = jax.jit(gradients, static_argnums=(0, 5))
+    with_none, figures = jitted(tiny.MODEL, tiny.params(), fresh, batch, np.float32(1.0), objective)
+    without, _ = jitted(tiny.MODEL, tiny.params(), fresh, None, np.float32(1.0), objective)
     np.testing.assert_allclose(tiny.flat(with_none), tiny.flat(without), rtol=1e-5, atol=1e-8)
     assert figures["replay/samples"] == figures["replay/gradient_share"] == 0
 
