@@ -62,6 +62,21 @@ def test_a_text_that_is_twice_among_the_examples_is_not_held_back():
     assert not shown_texts(context.prompts) & {e.text for e in context.held_back}
 
 
+def test_many_texts_are_read_in_pieces_with_the_same_verdicts(context, monkeypatch):
+    texts = [e.text for e in context.held_back][:7]
+    tokens, mask = context.encode(texts)
+    label = np.arange(len(texts), dtype=np.int32) % len(context.task.labels)
+    whole, read = reward_lib._posterior(context)(texts, label, tokens, mask), []
+    monkeypatch.setattr(reward_lib, "_TEXTS", 3)
+    judge = reward_lib._posterior(context)
+    original = judge_lib.label_loglikelihood
+    monkeypatch.setattr(
+        judge_lib, "label_loglikelihood", lambda *a, **k: read.append(a[3].shape[0]) or original(*a, **k)
+    )
+    np.testing.assert_allclose(judge(texts, label, tokens, mask), whole, rtol=1e-4, atol=1e-6)
+    assert read == [3, 3, 3]
+
+
 def test_loglikelihood_is_that_of_each_text_read_alone(context):
     policy = tiny.policy()
     tokens, mask = context.encode([e.text for e in context.held_back[::4]])

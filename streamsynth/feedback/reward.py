@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -35,6 +35,10 @@ class JudgeContext:
     encode: Any
 
 
+# What the posterior reads at one time: a data set of texts, times the labels, would not fit in memory.
+_TEXTS = 256
+
+
 class Judge(Protocol):
     """[N] float32 in [0, 1] from texts, the labels asked for [N], and the texts' tokens and mask [N, T]."""
 
@@ -52,8 +56,20 @@ def _posterior(context: JudgeContext) -> Judge:
     """The base policy's label posterior times the text's fluency, calibrated on the held-back examples."""
     c = context
 
-    def loglikelihood(tokens: Array, mask: Array) -> jax.Array:
-        return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask)
+    def loglikelihood(tokens: Array, mask: Array) -> Array:
+        """[N, K], of `_TEXTS` texts at a time: each is read once for every label."""
+        count = tokens.shape[0]
+        if count <= _TEXTS:
+            return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask)
+        rest = ((0, -count % _TEXTS), (0, 0))
+        tokens, mask = jnp.pad(tokens, rest), jnp.pad(mask, rest)
+        found = [
+            judge_lib.label_loglikelihood(
+                c.model, c.base, c.prompts, tokens[i : i + _TEXTS], mask[i : i + _TEXTS]
+            )
+            for i in range(0, count, _TEXTS)
+        ]
+        return jnp.concatenate(found)[:count]
 
     label = np.array([c.task.labels.index(example.label) for example in c.held_back], np.int32)
     tokens, mask = c.encode([example.text for example in c.held_back])
