@@ -76,7 +76,25 @@ def learning() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"learning": learning}
+def real_text() -> str:
+    """The anchors of the real-text stream, and how its rows fared at the gates and with the judge."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "real_text.json").read_text())
+    lines = [
+        "| task | student: examples | base rows | base, best of 4 | data set, as many rows | all real data "
+        "| gate pass: base | after its turn | copies: base | after its turn | AUC of the judge |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for task, of_task in found["tasks"].items():
+        names = ("examples", "base", "base_best_of_n", "synthetic", "real")
+        figures = [of_task["anchors"][name] for name in names]
+        for share in ("gate_pass", "copy_rate"):
+            figures += [of_task[f"{share}_before"], of_task[f"{share}_after"]]
+        figures.append(of_task["judges"]["posterior"]["auc"])
+        lines.append(f"| {task} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
+    return "\n".join([*lines, "", f"One seed (`{found['command']}`)."])
+
+
+TABLES = {"learning": learning, "real_text": real_text}
 
 
 def main() -> None:
