@@ -5,6 +5,10 @@
 Pretrains a policy of half a million parameters on embedded worlds drawn without end, then takes it through a
 stream of five related worlds that it has not seen. Arguments: `tiny`, `seed=N`, `stream=NAME` (related,
 unrelated, tuning; tuning worlds are for choosing settings and are never reported).
+
+On 2 CPU cores it takes 7.5 minutes and 2.0 GB. Over seeds 1 to 3 each task's own turn raised the share of
+valid texts from 0.46-0.53 to 0.87-0.92 (means by task) with the Vendi score at 0.93-1.12 and distinct-2 at
+0.93-0.98 of the base policy's: see the README's table.
 """
 
 from streamsynth.config import parse_arg
