@@ -16,8 +16,8 @@ _ANCHORS = {
     "examples": "examples alone",
     "base": "base policy",
     "base_best_of_n": "base, best of n",
-    "synthetic": "this run, as many rows",
-    "synthetic_all": "this run, its data set",
+    "synthetic": "this run",
+    "synthetic_all": "whole data set",
     "real": "all real data",
 }
 _SUMMARY = {
