@@ -81,7 +81,8 @@ def state(workdir: Path) -> dict[str, np.ndarray]:
 def outcome(workdir: Path) -> dict[str, Any]:
     """All that a run leaves and that must follow from its config: times and commit are left out."""
     results = json.loads((workdir / "report" / "results.json").read_text())
-    del results["seconds"], results["commit"]
+    del results["seconds"]
+    commit = (results.pop("commit") or "").encode()
     files = ["config.json", "metrics.jsonl", "evaluations.jsonl", "report/report.md"]
     files += sorted(
         str(path.relative_to(workdir))
@@ -92,6 +93,7 @@ def outcome(workdir: Path) -> dict[str, Any]:
     arrays = {name: (array.dtype, array.shape, array.tobytes()) for name, array in state(workdir).items()}
     return {
         "results": results,
-        "files": {name: (workdir / name).read_bytes() for name in files},
+        # The page in Markdown names the commit as well.
+        "files": {name: (workdir / name).read_bytes().replace(commit, b"") for name in files},
         "state": arrays,
     }
