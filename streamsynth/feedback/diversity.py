@@ -231,7 +231,8 @@ def spread_out(features: np.ndarray, count: int, ridge: float, given: np.ndarray
         along = rows @ solved[best]
         scale = 1.0 + along[best]
         solved = solved - np.outer(along / scale, solved[best])
-        gain = np.where(np.isin(np.arange(len(rows)), chosen), -np.inf, gain - along**2 / scale)
+        gain -= along**2 / scale
+        gain[best] = -np.inf
     return np.array(chosen, int)
 
 

@@ -93,9 +93,9 @@ def _deal_pieces(domain: Domain, part: str, rng: np.random.Generator) -> tuple[t
     A pretraining world has one kind of piece from the second half alone, which makes no stream frame,
     another kind from the first half alone, which makes no tuning frame, and the third from anywhere.
     """
-    if part != PRETRAIN:
-        return _halves(domain.name)[part]
     halves = _halves(domain.name)
+    if part != PRETRAIN:
+        return halves[part]
     sources = [halves[TUNING], halves[STREAM], (domain.openers, domain.cores, domain.tails)]
     return tuple(sources[source][kind] for kind, source in enumerate(rng.permutation(3)))
 
