@@ -68,9 +68,8 @@ def supervised_step(
     chunk: int = 1024,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """One update by maximum likelihood; `params` and `opt_state` are donated."""
-    loss = functools.partial(supervised_loss, model, batch=batch, temperature=temperature)
     grads, metrics = jax.grad(
-        lambda p: loss(params=p, prompt_weight=prompt_weight, chunk=chunk), has_aux=True
+        lambda p: supervised_loss(model, p, batch, temperature, prompt_weight, chunk), has_aux=True
     )(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, metrics
