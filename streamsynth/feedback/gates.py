@@ -13,7 +13,7 @@ import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.feedback.features import words
-from streamsynth.tasks.task import FIELD_SEPARATOR, split_fields
+from streamsynth.tasks.task import FIELD_SEPARATOR
 
 # In the order in which a rejection is attributed.
 GATES = ("finished", "parses", "length", "not_copied", "not_seen")
@@ -52,8 +52,8 @@ class Gates:
 def check(
     texts: Sequence[str],
     finished: Sequence[bool] | np.ndarray,
+    rejections: Sequence[str],
     *,
-    num_fields: int,
     examples: Sequence[str],
     min_words: int,
     max_words: int,
@@ -64,7 +64,7 @@ def check(
     Args:
       texts: N decoded completions.
       finished: [N], whether the end-of-text token came in time.
-      num_fields: 1, or 2 for tasks of text pairs.
+      rejections: N names of what is wrong with a text's form, "" where it parsed into the task's fields.
       examples: texts of the task's examples, fields joined. A copy has the words of one, or contains them
         in a row.
       min_words: the fewest words a text may have, all fields together.
@@ -89,7 +89,7 @@ def check(
 
     by_name = {
         "finished": np.asarray(finished, bool),
-        "parses": np.array([split_fields(text, num_fields) is not None for text in texts], bool),
+        "parses": np.array([not rejection for rejection in rejections], bool),
         "length": (min_words <= num_words) & (num_words <= max_words),
         "not_copied": np.array([not copied(_phrase(text)) for text in spoken], bool),
         "not_seen": np.array([not seen(text) for text in texts], bool),

@@ -29,7 +29,7 @@ def verifier(task: Task, texts: Sequence[str], label: np.ndarray) -> np.ndarray:
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def label_loglikelihood(
     model: Transformer,
-    params: Any,
+    variables: Any,
     prompts: Prompts,
     tokens: Array,
     mask: Array,
@@ -39,14 +39,14 @@ def label_loglikelihood(
     """log p_ref(text | prompt of the label), [N, K] float32, summed over each text's tokens.
 
     Args:
-      model, params: the frozen reference policy.
+      model, variables: the frozen reference policy.
       prompts: K prompts, one a label, in the order of the labels.
       tokens, mask: [N, T] texts with their ends.
     """
     k, n = prompts.tokens.shape[0], tokens.shape[0]
     # Each label's prompt is read once; all N texts are its group.
     each = jnp.tile(tokens, (k, 1)), jnp.tile(mask, (k, 1))
-    return group_logprobs(model, params, prompts, *each, 1.0, chunk).logprobs.sum(-1).reshape(k, n).T
+    return group_logprobs(model, variables, prompts, *each, 1.0, chunk).logprobs.sum(-1).reshape(k, n).T
 
 
 def posterior(loglikelihood: Array, label: Array) -> Array:

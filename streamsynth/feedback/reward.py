@@ -21,7 +21,7 @@ from streamsynth.tasks.task import Example, Task
 class JudgeContext:
     """What judges are made from.
 
-    task: with its examples.   model, base: the frozen base policy.
+    task: with its examples.   model, base: the frozen base policy, its network and variables.
     prompts: K prompts, one a label, each showing that label's `shown` examples.
     held_back: examples that no prompt of the judge shows.
     encode: texts to tokens [N, T] and mask [N, T].

@@ -36,19 +36,25 @@ class GroupHidden:
     after: Array
 
 
-def read_group(model: Transformer, params: Any, prompts: Prompts, tokens: Array) -> GroupHidden:
+def read_group(model: Transformer, variables: Any, prompts: Prompts, tokens: Array) -> GroupHidden:
     """Runs B prompts once and their N completions [N, T] over them (sample n has prompt n // G)."""
     n, t = tokens.shape
-    prompt, last, lengths, shared = prefill(model, params, prompts)
+    prompt, last, lengths, shared = prefill(model, variables, prompts)
     group = n // last.shape[0]
     positions = jnp.repeat(lengths, group)[:, None] + jnp.arange(t)
-    after, _ = model.apply({"params": params}, tokens, positions, shared, prompts.mask)
+    after, _ = model.apply(variables, tokens, positions, shared)
     before = jnp.concatenate([jnp.repeat(last, group, axis=0)[:, None], after[:, :-1]], axis=1)
     return GroupHidden(prompt, before, after)
 
 
 def token_statistics(
-    model: Transformer, params: Any, hidden: Array, tokens: Array, mask: Array, temperature: Array, chunk: int
+    model: Transformer,
+    variables: Any,
+    hidden: Array,
+    tokens: Array,
+    mask: Array,
+    temperature: Array,
+    chunk: int,
 ) -> TokenStatistics:
     """Log-probabilities of `tokens` [N, T] predicted from `hidden` [N, T, width].
 
@@ -64,7 +70,7 @@ def token_statistics(
     @jax.checkpoint
     def one_chunk(arguments):
         hidden, tokens = arguments
-        logits = model.apply({"params": params}, hidden, method="logits") / temperature
+        logits = model.apply(variables, hidden, method="logits").astype(jnp.float32) / temperature
         logprobs = jax.nn.log_softmax(logits, axis=-1)
         entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
         return jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0], entropy
@@ -77,7 +83,7 @@ def token_statistics(
 
 def group_logprobs(
     model: Transformer,
-    params: Any,
+    variables: Any,
     prompts: Prompts,
     tokens: Array,
     mask: Array,
@@ -92,14 +98,14 @@ def group_logprobs(
       temperature: the sampler's.
       chunk: positions whose logits exist at one time.
     """
-    hidden = read_group(model, params, prompts, tokens)
-    return token_statistics(model, params, hidden.before, tokens, mask, temperature, chunk)
+    hidden = read_group(model, variables, prompts, tokens)
+    return token_statistics(model, variables, hidden.before, tokens, mask, temperature, chunk)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def mean_hidden(model: Transformer, params: Any, prompts: Prompts, tokens: Array, mask: Array) -> Array:
+def mean_hidden(model: Transformer, variables: Any, prompts: Prompts, tokens: Array, mask: Array) -> Array:
     """Hidden states that have read the completions' tokens, averaged over each: [N, width] float32."""
-    after = read_group(model, params, prompts, tokens).after.astype(jnp.float32)
+    after = read_group(model, variables, prompts, tokens).after.astype(jnp.float32)
     real = mask[..., None].astype(jnp.float32)
     return (after * real).sum(1) / jnp.maximum(real.sum(1), 1.0)
 
@@ -107,7 +113,7 @@ def mean_hidden(model: Transformer, params: Any, prompts: Prompts, tokens: Array
 @functools.partial(jax.jit, static_argnames=("model", "chunk"))
 def sequence_logprobs(
     model: Transformer,
-    params: Any,
+    variables: Any,
     prompts: Prompts,
     tokens: Array,
     mask: Array,
@@ -116,4 +122,4 @@ def sequence_logprobs(
     chunk: int = 1024,
 ) -> Array:
     """`group_logprobs(...).logprobs`, compiled: [N, T] float32, for the reference policy."""
-    return group_logprobs(model, params, prompts, tokens, mask, temperature, chunk).logprobs
+    return group_logprobs(model, variables, prompts, tokens, mask, temperature, chunk).logprobs

@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from streamsynth.policy.attention import NOWHERE
 from streamsynth.policy.sampling import inverse_cdf, uniforms
 from streamsynth.policy.transformer import Transformer, empty_cache
 from streamsynth.pytrees import Array, Prompts, Rollouts
 
 
-def prefill(model: Transformer, params: Any, prompts: Prompts) -> tuple[Array, Array, Array, Any]:
+def prefill(model: Transformer, variables: Any, prompts: Prompts) -> tuple[Array, Array, Array, Any]:
     """Reads the prompts once.
 
     Returns:
@@ -23,47 +24,50 @@ def prefill(model: Transformer, params: Any, prompts: Prompts) -> tuple[Array, A
       segments: the prompts' keys and values of every layer.
     """
     lengths = prompts.mask.sum(-1).astype(jnp.int32)
-    positions = jnp.broadcast_to(jnp.arange(prompts.tokens.shape[1]), prompts.tokens.shape)
-    hidden, segments = model.apply({"params": params}, prompts.tokens, positions)
+    positions = jnp.where(prompts.mask, jnp.arange(prompts.tokens.shape[1]), NOWHERE)
+    hidden, segments = model.apply(variables, prompts.tokens, positions)
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)[:, 0]
     return hidden, last, lengths, segments
 
 
-@functools.partial(jax.jit, static_argnames=("model", "samples", "length", "eos"))
+@functools.partial(jax.jit, static_argnames=("model", "samples", "length", "stops"))
 def rollout(
     model: Transformer,
-    params: Any,
+    variables: Any,
     prompts: Prompts,
     keys: jax.Array,
     temperature: Array,
     *,
     samples: int,
     length: int,
-    eos: int,
+    stops: tuple[int, ...],
 ) -> Rollouts:
     """Samples G completions of every prompt.
 
     Args:
-      model, params: the policy.
+      model, variables: the policy: {"params": tree}, and "lora" beside it for one with an adapter.
       prompts: B prompts.
       keys: [N] random keys, one a sample (`keys.sample_keys`).
       temperature: float32 scalar > 0.
       samples: G.
       length: T; a completion that has not ended by then is cut (`finished` is false).
-      eos: the end-of-text token.
+      stops: the tokens that end a completion; its padding is the first of them.
     """
     n = keys.shape[0]
-    _, last, lengths, shared = prefill(model, params, prompts)
+    _, last, lengths, shared = prefill(model, variables, prompts)
     offsets = jnp.repeat(lengths, samples)
     draws = uniforms(keys, length)
 
     def logits_of(hidden):
-        return model.apply({"params": params}, hidden, method="logits") / temperature
+        return model.apply(variables, hidden, method="logits").astype(jnp.float32) / temperature
+
+    def ends(tokens):
+        return jnp.isin(tokens, jnp.array(stops, jnp.int32))
 
     first_token, first_logprob = inverse_cdf(jnp.repeat(logits_of(last), samples, axis=0), draws[:, 0])
-    tokens = jnp.full((n, length), eos, jnp.int32).at[:, 0].set(first_token)
+    tokens = jnp.full((n, length), stops[0], jnp.int32).at[:, 0].set(first_token)
     logprobs = jnp.zeros((n, length), jnp.float32).at[:, 0].set(first_logprob)
-    cache = empty_cache(model.config, n, length, last.dtype)
+    cache = empty_cache(model.config, n, length)
 
     def running(carry):
         t, _, _, done, _ = carry
@@ -72,17 +76,16 @@ def rollout(
     def step(carry):
         t, tokens, logprobs, done, cache = carry
         token = jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1)
-        hidden, cache = model.apply(
-            {"params": params}, token, (offsets + t - 1)[:, None], shared, prompts.mask, cache, t - 1
-        )
+        hidden, cache = model.apply(variables, token, (offsets + t - 1)[:, None], shared, cache, t - 1)
         uniform = jax.lax.dynamic_index_in_dim(draws, t, axis=1, keepdims=False)
         drawn, logprob = inverse_cdf(logits_of(hidden[:, 0]), uniform)
-        drawn, logprob = jnp.where(done, eos, drawn), jnp.where(done, 0.0, logprob)
+        drawn, logprob = jnp.where(done, stops[0], drawn), jnp.where(done, 0.0, logprob)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn[:, None], t, axis=1)
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob[:, None], t, axis=1)
-        return t + 1, tokens, logprobs, done | (drawn == eos), cache
+        return t + 1, tokens, logprobs, done | ends(drawn), cache
 
-    carry = (jnp.int32(1), tokens, logprobs, first_token == eos, cache)
+    carry = (jnp.int32(1), tokens, logprobs, ends(first_token), cache)
     _, tokens, logprobs, finished, _ = jax.lax.while_loop(running, step, carry)
-    ended_before = jnp.cumsum(tokens == eos, axis=1) - (tokens == eos)
+    ended = ends(tokens)
+    ended_before = jnp.cumsum(ended, axis=1) - ended
     return Rollouts(prompts, tokens, ended_before == 0, logprobs, finished)

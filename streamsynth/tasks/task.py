@@ -25,6 +25,15 @@ class Example:
 
 
 @dataclasses.dataclass(frozen=True)
+class Brief:
+    """What a prompt says of a task: its description, the names of its fields, its kind."""
+
+    description: str
+    fields: tuple[str, ...]
+    kind: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """A data set that is wanted.
 
@@ -51,6 +60,10 @@ class Task:
     kind: str = "classification"
     verifier: Callable[[str, str], bool] | None = None
     skipped_rows: int = 0
+
+    @property
+    def brief(self) -> Brief:
+        return Brief(self.description, self.fields, self.kind)
 
     def examples_of(self, label: str) -> tuple[Example, ...]:
         """The examples of one label, in their fixed order."""
