@@ -92,8 +92,12 @@ class MarkerTokenizer:
             self._processor.pad_id(),
         )
         self.stops = (self.eos,)
+        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        # The border of two fields is a part of texts.
         self.control = {
-            self._processor.id_to_piece(i): i for i in range(self.vocab_size) if self._processor.is_control(i)
+            piece: i
+            for piece, i in pieces.items()
+            if self._processor.is_control(i) and piece != FIELD_SEPARATOR
         }
         self._field = self.marker(FIELD_SEPARATOR)
 
