@@ -29,7 +29,7 @@ from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.policy.transformer import logical_axes
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
-from streamsynth.stream.markers import MarkerFormat
+from streamsynth.stream.formats import make_format
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
@@ -107,7 +107,13 @@ def check(config: Any) -> None:
     folder = weights_folder(config)
     if folder is not None:
         read_config(folder, **choices(config.policy))
-        load_tokenizer(folder)
+        r = config.rollout
+        make_format(config.policy.format, load_tokenizer(folder), r.prompt_length, r.completion_length)
+    elif config.policy.format not in ("auto", "markers"):
+        raise UserError(
+            f'policy.format = "{config.policy.format}" is for named weights, and ours are trained on '
+            'markers; set policy.init, or policy.format = "auto".'
+        )
     pretrain.check_sources(config)
 
 
@@ -204,7 +210,7 @@ def assemble(
     """
     r, f = config.rollout, config.feedback
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
-    form = MarkerFormat(policy.tokenizer, r.prompt_length, r.completion_length)
+    form = make_format(config.policy.format, policy.tokenizer, r.prompt_length, r.completion_length)
     network = policy.model.config
     axes = logical_axes(network)
     shardings = mesh_lib.param_shardings(policy.params, axes, mesh)
