@@ -28,7 +28,7 @@ LAYERS = (
     ("tasks",),
     ("runtime",),
     ("validate",),
-    ("config", "defaults"),
+    ("config", "defaults", "presets"),
     ("pytrees", "errors", "keys"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
