@@ -16,6 +16,7 @@ LAYERS = (
     ("api",),
     ("train", "synthesize"),
     ("turn",),
+    ("tuning",),
     ("assemble", "workdir"),
     ("pretrain",),
     ("evaluation",),

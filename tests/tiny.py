@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from streamsynth.policy.store import Policy
-from streamsynth.policy.tokenizer import Tokenizer, train_tokenizer
+from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
 from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
 from streamsynth.pytrees import Prompts
 from streamsynth.stream.patterns import STRATEGIES
@@ -49,7 +49,7 @@ def flat(tree) -> np.ndarray:
 
 
 @functools.cache
-def tokenizer() -> Tokenizer:
+def tokenizer() -> MarkerTokenizer:
     """A tokenizer of the worlds' words."""
     return train_tokenizer(worlds.corpus(0, 1500), 1200, STRATEGIES)
 
