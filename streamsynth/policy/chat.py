@@ -97,7 +97,8 @@ def _compile(tokenizer: Tokenizer):
     """A function of messages and add_generation_prompt.
 
     The environment has what templates rely on. It has no clock: templates that ask for the date fall back to
-    the one they were written with, and prompts stay the same from day to day.
+    the one they were written with, and prompts stay the same from day to day. The sandbox keeps templates
+    from everything but messages and bounds each of their ranges; loops within loops may still take long.
     """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, jinja2.ext.loopcontrols]

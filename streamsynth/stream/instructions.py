@@ -14,22 +14,22 @@ from streamsynth.stream.wording import Order, WordedFormat
 # What is asked for, by strategy: {one} is the name of a text, {label} in what way it is labelled.
 _ASKS = {
     "label_only": "Write one new {one}{label}. Make it specific and natural, as if taken from real data.",
-    "imitate": "Write one new {one}{label}. It should look as if it came from the same source as the "
-    "examples, but say something that none of them says.",
-    "vary_one": "Write one new {one}{label}: take the example to rewrite, and say it in other words and with "
+    "imitate": "Write one new {one}{label}, in the style and of the length of the examples, but about "
+    "something that none of them is about.",
+    "vary_one": "Write one new {one}{label}: take the example to rewrite, and say it in other words, with "
     "other details.",
     "combine_two": "Write one new {one}{label}: take something from each of the two examples to combine, and "
     "make one natural {one} of it.",
-    "contrast": "Write one new {one}{label}. It should look as if it came from the same source as the "
-    "examples, and nobody should take it for one with another label.",
+    "contrast": "Write one new {one}{label}, in the style and of the length of the examples. Nobody should "
+    "take it for one with another label.",
 }
+# Where there are questions with their answers instead of labels.
 _QUESTION_ASKS = {
     **_ASKS,
-    "label_only": "Write one new {one}. Make it specific and natural, as if taken from real data.",
     "vary_one": "Write one new {one}: take the example to rewrite, change the situation and the facts in it, "
     "and work out the answer anew.",
     "combine_two": "Write one new {one} that needs what both of the examples to combine need.",
-    "contrast": "Write one new {one} of the same kind as the examples, as unlike each of them as it can be.",
+    "contrast": "Write one new {one} of the kind of the examples, but as unlike each of them as it can be.",
 }
 _SOURCES = {"vary_one": "Example to rewrite", "combine_two": "Example to combine"}
 
@@ -63,7 +63,8 @@ class ChatFormat(WordedFormat):
         label = "" if is_qa else f' with the label "{order.label}"'
         strategy = _effective(order)
         ask = (_QUESTION_ASKS if is_qa else _ASKS)[strategy].format(one=_one(order), label=label)
-        parts = [f"You write examples for a data set. {order.description}".strip()]
+        what = f"this data set: {order.description}" if order.description else "a data set."
+        parts = [f"You write examples for {what}"]
         if order.others:
             parts += ["Examples with other labels; yours must fit none of these labels:"]
             parts += self._numbered("Other example", order.names, order.others)
@@ -80,10 +81,8 @@ class ChatFormat(WordedFormat):
         return self.tokenizer.decode(ids[:stop])
 
     def _numbered(self, title: str, names: Sequence[str], texts: Sequence[str]) -> list[str]:
-        only = len(texts) == 1 and title in _SOURCES.values()
-        return [
-            f"{title}{'' if only else f' {i}'}:\n{self.block(names, text)}" for i, text in enumerate(texts, 1)
-        ]
+        titles = [title] if len(texts) == 1 else [f"{title} {i}" for i in range(1, len(texts) + 1)]
+        return [f"{t}:\n{self.block(names, text)}" for t, text in zip(titles, texts, strict=True)]
 
 
 def _effective(order: Order) -> str:
@@ -108,4 +107,4 @@ def _one(order: Order) -> str:
 def _form(names: Sequence[str]) -> str:
     lines = "one line" if len(names) == 1 else f"{len(names)} lines"
     form = "\n".join(f"{name}: ..." for name in names)
-    return f"Answer with {lines} of exactly this form and nothing else:\n{form}"
+    return f"Answer with exactly {lines} of this form, and nothing else:\n{form}"
