@@ -116,10 +116,9 @@ def fetch(entry: Entry) -> np.ndarray:
     """A tensor on the host. Where there are several processes, all must call this."""
     # A copy on the device, which indexing makes too: JAX would keep what it fetched with the parameter.
     part = jnp.copy(entry.leaf) if entry.row is None else entry.leaf[entry.row]
-    if part.is_fully_addressable:
-        array = np.asarray(part)
-    else:
-        array = np.asarray(multihost_utils.process_allgather(part, tiled=True))
+    if isinstance(part, jax.Array) and not part.is_fully_addressable:
+        part = multihost_utils.process_allgather(part, tiled=True)
+    array = np.asarray(part)
     return array.T if entry.transposed else array
 
 
