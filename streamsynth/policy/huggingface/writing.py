@@ -124,9 +124,14 @@ def fetch(entry: Entry) -> np.ndarray:
 
 def _entries(config: TransformerConfig, leaves: Mapping[tuple[str, ...], Any]) -> list[Entry]:
     """Every tensor of the folder, in the order of the parameters."""
+    wanted = sources(config)
+    if {path: source.param_shape for path, source in wanted.items()} != {
+        p: v.shape for p, v in leaves.items()
+    }:
+        raise ValueError("the parameters are those of another network than config says")
     return [
         Entry(name, leaves[path], row if source.stacked else None, source.transposed)
-        for path, source in sources(config).items()
+        for path, source in wanted.items()
         for row, name in enumerate(source.names)
     ]
 
