@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from jax.sharding import SingleDeviceSharding
 from safetensors.numpy import load_file
 
 from streamsynth.policy.huggingface.architectures import read_config
+from streamsynth.policy.huggingface.names import sources
 from streamsynth.policy.huggingface.reading import load_params
-from streamsynth.policy.transformer import TransformerConfig, param_shapes
+from streamsynth.policy.transformer import TransformerConfig
 
 FOLDER = pathlib.Path(__file__).resolve().parent / "golden"
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3")
@@ -49,7 +51,7 @@ def load(family: str, **runtime: Any) -> Golden:
 def on_one_device(config: TransformerConfig) -> Any:
     """Shardings that place every parameter on the first device."""
     here = SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda _: here, param_shapes(config))
+    return traverse_util.unflatten_dict(dict.fromkeys(sources(config), here))
 
 
 def positions(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -83,16 +83,16 @@ def _fields(
         "rms_norm_eps": config.norm_epsilon,
         "max_position_embeddings": context,
         "tie_word_embeddings": config.tied_embeddings,
-        "attention_bias": False,
         "attention_dropout": 0.0,
         "rope_theta": config.rope_theta,
         "rope_scaling": None if scaling is None else _scaling_fields(scaling),
         "torch_dtype": dtype,
         "use_cache": True,
     }
+    if config.family != "qwen2":  # its biases go without saying
+        fields["attention_bias"] = False
     if config.family == "llama":
-        fields["mlp_bias"] = False
-        return fields
+        return fields | {"mlp_bias": False}
     windows = _layer_windows(config)
     sizes = sorted({window for window in windows if window})
     if len(sizes) > 1:

@@ -116,18 +116,22 @@ def fetch(entry: Entry) -> np.ndarray:
     """A tensor on the host. Where there are several processes, all must call this."""
     # A copy on the device, which indexing makes too: JAX would keep what it fetched with the parameter.
     part = jnp.copy(entry.leaf) if entry.row is None else entry.leaf[entry.row]
-    if part.is_fully_addressable:
-        array = np.asarray(part)
-    else:
-        array = np.asarray(multihost_utils.process_allgather(part, tiled=True))
+    if isinstance(part, jax.Array) and not part.is_fully_addressable:
+        part = multihost_utils.process_allgather(part, tiled=True)
+    array = np.asarray(part)
     return array.T if entry.transposed else array
 
 
 def _entries(config: TransformerConfig, leaves: Mapping[tuple[str, ...], Any]) -> list[Entry]:
     """Every tensor of the folder, in the order of the parameters."""
+    wanted = sources(config)
+    if {path: source.param_shape for path, source in wanted.items()} != {
+        p: v.shape for p, v in leaves.items()
+    }:
+        raise ValueError("the parameters are those of another network than config says")
     return [
         Entry(name, leaves[path], row if source.stacked else None, source.transposed)
-        for path, source in sources(config).items()
+        for path, source in wanted.items()
         for row, name in enumerate(source.names)
     ]
 
