@@ -94,6 +94,8 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
         params = jax.device_get(load_file(directory / "params.safetensors"))
         tokenizer = MarkerTokenizer((directory / "tokenizer.model").read_bytes())
         _check_shapes(config, params)
+        if tokenizer.vocab_size != config.vocab_size:
+            raise ValueError("the tokenizer has another vocabulary than policy.json says")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
         # SentencePiece says RuntimeError to a damaged model.
         raise _unreadable(directory, error) from error
