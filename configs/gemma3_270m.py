@@ -2,13 +2,13 @@
 
     streamsynth train --config=configs/gemma3_270m.py:weights=DIR,data=DIR --workdir=runs/gemma3_270m
 
-`weights` is a Hugging Face folder of Gemma 3 270M (google/gemma-3-270m-it), and `data` the folder that
-configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on embedded
-worlds; with them: those weights, two tasks, a few steps), `seed=N`.
+`weights` is a Hugging Face folder of google/gemma-3-270m-it, and `data` the folder that
+configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on
+embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`.
 
-Trains the whole network: bfloat16 parameters with float32 master weights, no adapter. Meant for one accelerator of
-16 GB or more.
-Not measured: no accelerator of that size was at hand. The tiny run takes under a minute on 2 CPU cores.
+Trains the whole network: bfloat16 parameters with float32 master weights, no adapter. Meant for one
+accelerator of 16 GB or more. Not measured: no accelerator of that size was at hand. The tiny run takes
+about a minute on 2 CPU cores.
 """
 
 from streamsynth.config import parse_arg

@@ -2,12 +2,12 @@
 
     streamsynth train --config=configs/llama31_8b.py:weights=DIR,data=DIR --workdir=runs/llama31_8b
 
-`weights` is a Hugging Face folder of Llama 3.1 8B (meta-llama/Llama-3.1-8B-Instruct), and `data` the folder that
-configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on embedded
-worlds; with them: those weights, two tasks, a few steps), `seed=N`.
+`weights` is a Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct, and `data` the folder that
+configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on
+embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`.
 
 A LoRA adapter of rank 64. Meant for TPU v5e-16, or one accelerator of 80 GB with fewer samples at a time.
-Not measured: no accelerator of that size was at hand. The tiny run takes under a minute on 2 CPU cores.
+Not measured: no accelerator of that size was at hand. The tiny run takes about a minute on 2 CPU cores.
 """
 
 from streamsynth.config import parse_arg

@@ -2,13 +2,13 @@
 
     streamsynth train --config=configs/qwen3_4b.py:weights=DIR,data=DIR --workdir=runs/qwen3_4b
 
-`weights` is a Hugging Face folder of Qwen3 4B (Qwen/Qwen3-4B), and `data` the folder that
-configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on embedded
-worlds; with them: those weights, two tasks, a few steps), `seed=N`.
+`weights` is a Hugging Face folder of Qwen/Qwen3-4B, and `data` the folder that configs/paper_folders.py
+fills. Arguments: `tiny` (without weights: a small policy of the same family on embedded worlds; with them:
+those weights, two tasks, a few steps), `seed=N`.
 
-A LoRA adapter of rank 64. Meant for TPU v5e-8, or one accelerator of 40 GB. Thinking is switched off in the chat
-format.
-Not measured: no accelerator of that size was at hand. The tiny run takes under a minute on 2 CPU cores.
+A LoRA adapter of rank 64. Meant for TPU v5e-8, or one accelerator of 40 GB. Thinking is switched off in the
+chat format. Not measured: no accelerator of that size was at hand. The tiny run takes about a minute on 2
+CPU cores.
 """
 
 from streamsynth.config import parse_arg

@@ -7,19 +7,22 @@ from hypothesis import strategies as st
 
 from streamsynth.errors import UserError
 from streamsynth.feedback import gates
+from streamsynth.tasks.task import split_fields
 
 EXAMPLES = ["The soup came with fresh bread.", "thank you"]
 
 
-def check(texts, finished=None, **changes):
+def check(texts, finished=None, num_fields=1, **changes):
+    """The gates on texts that parse where they have so many fields, as those of our own policies do."""
     settings_ = {
-        "num_fields": 1,
         "examples": EXAMPLES,
         "min_words": 2,
         "max_words": 8,
         "seen": lambda text: False,
     }
-    return gates.check(texts, [True] * len(texts) if finished is None else finished, **(settings_ | changes))
+    finished = [True] * len(texts) if finished is None else finished
+    rejections = ["" if split_fields(text, num_fields) else "fields" for text in texts]
+    return gates.check(texts, finished, rejections, **(settings_ | changes))
 
 
 @pytest.mark.parametrize(

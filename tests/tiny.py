@@ -26,8 +26,8 @@ MODEL = Transformer(CONFIG)
 
 @functools.cache
 def params(seed: int = 0):
-    """Parameters large enough that the distributions are far from uniform."""
-    return jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(seed)))
+    """The network's variables, large enough that the distributions are far from uniform."""
+    return {"params": jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(seed)))}
 
 
 def prompts(rng: np.random.Generator, batch: int, length: int) -> Prompts:
