@@ -28,10 +28,10 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
     by_label = [task.examples_of(label) for label in task.labels]
     tuned = [example for own in by_label for example in own[: len(own) - s.held_out]]
     held = [example for own in by_label for example in own[len(own) - s.held_out :]]
-    exam = examination(setting.form, task, tuned, held) if held else None
+    exam = examination(setting.form, task, tuned, held)
 
     def measured(params: Any) -> list[float]:
-        if exam is None:
+        if not exam.mask.any():  # none is held out, or none fits into a completion
             return []
         t = np.float32(config.rollout.temperature)
         return [float(held_out_nll(setting.model, setting.variables(params), exam, t))]
