@@ -88,22 +88,30 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
     """The optimizer for parameters of low precision, run on float32 copies of them.
 
     A step is often smaller than the distance of neighbouring bfloat16 numbers and would be lost to rounding
-    each time; in the copies it adds up (arXiv 1710.03740, section 3.1).
+    each time; in the copies it adds up (arXiv 1710.03740, section 3.1). The updates are float32: added to the
+    parameters, they give the copies as the parameters' dtype rounds them.
     """
 
-    def wide(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
-
     def init(params: Any) -> MasterWeights:
-        return MasterWeights(wide(params), optimizer.init(wide(params)))
+        return MasterWeights(_wide(params), optimizer.init(_wide(params)))
 
     def update(grads: Any, state: MasterWeights, params: Any) -> tuple[Any, MasterWeights]:
-        updates, inner = optimizer.update(wide(grads), state.inner, state.weights)
+        updates, inner = optimizer.update(_wide(grads), state.inner, state.weights)
         weights = optax.apply_updates(state.weights, updates)
-        # Added to the parameters in float32 and rounded once, the difference gives the rounded copies.
-        return jax.tree.map(jnp.subtract, weights, wide(params)), MasterWeights(weights, inner)
+
+        def difference(weight: jax.Array, param: jax.Array) -> jax.Array:
+            # Between two numbers of few digits it is exact, as that to the unrounded weight need not be.
+            # Without the barrier XLA may leave out the rounding.
+            rounded = jax.lax.optimization_barrier(weight.astype(param.dtype))
+            return rounded.astype(jnp.float32) - param.astype(jnp.float32)
+
+        return jax.tree.map(difference, weights, params), MasterWeights(weights, inner)
 
     return optax.GradientTransformation(init, update)
+
+
+def _wide(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
 
 
 def make_optimizer(
@@ -131,4 +139,10 @@ def make_optimizer(
     )
     if master:
         chain = with_master_weights(chain)
-    return optax.apply_if_finite(chain, max_consecutive_errors=_NEVER_GIVE_UP)
+    guarded = optax.apply_if_finite(chain, max_consecutive_errors=_NEVER_GIVE_UP)
+    if not master:
+        return guarded
+    # The update that a skipped step stands for has the gradients' dtype, and must have that of any other.
+    return optax.GradientTransformation(
+        guarded.init, lambda grads, state, params: guarded.update(_wide(grads), state, params)
+    )
