@@ -28,7 +28,8 @@ from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import balanced_labels
-from streamsynth.tasks.task import Task, split_fields
+from streamsynth.tasks.question_answer import fields_of
+from streamsynth.tasks.task import Task
 
 
 def begin_turn(
@@ -254,7 +255,8 @@ def _remembered(
     config, turn = setting.config, int(state.turn)
     written, scores, assessment = sampled.written, sampled.scored.scores, sampled.assessment
     quality = np.asarray(scores.quality)
-    keep = _kept(written.texts, quality, config.feedback.accept, seen)
+    identities = [setting.tasks[turn].identity(text) for text in written.texts]
+    keep = _kept(identities, quality, config.feedback.accept, seen)
     task = remember(
         state.tasks[turn],
         samples_of(written, scores, assessment.weight, keep, version),
@@ -271,7 +273,7 @@ def _remembered(
     return state, keep
 
 
-def _kept(texts: tuple[str, ...], quality: np.ndarray, accept: float, seen: NearDuplicates) -> np.ndarray:
+def _kept(texts: Sequence[str], quality: np.ndarray, accept: float, seen: NearDuplicates) -> np.ndarray:
     """[N] bool: good enough, and no near-duplicate of a kept text, those of this batch included."""
     keep = np.zeros(len(texts), bool)
     for i in np.flatnonzero(quality >= accept):
@@ -286,7 +288,7 @@ def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: i
     group = len(written.label) // len(written.shown)
     return [
         Row(
-            fields=split_fields(written.texts[i], len(task.fields)),
+            fields=fields_of(task, written.texts[i]),
             label=task.labels[written.label[i]],
             pattern=STRATEGIES[written.strategy[i]],
             step=step,
