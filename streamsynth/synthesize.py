@@ -128,7 +128,7 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
 
     The anchors of a task, all students with as many steps: on the examples alone, on all real data, on
     the first rows of the run's data set, on the whole of it, and on as many rows as the first ones of the
-    base policy, as they come and as the best of n by the task's own judges. A task without a student has none.
+    base policy, as they come and as the best of n by the task's own judges. Questions and answers have none.
     """
     config, names = setting.config, [task.name for task in setting.tasks]
     anchors, datasets, best = {}, {}, {}

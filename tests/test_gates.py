@@ -7,14 +7,19 @@ from hypothesis import strategies as st
 
 from streamsynth.errors import UserError
 from streamsynth.feedback import gates
+from streamsynth.tasks.task import Example, Task, split_fields
 
-EXAMPLES = ["The soup came with fresh bread.", "thank you"]
+EXAMPLES = ("The soup came with fresh bread.", "thank you")
+
+
+def make_task(*examples, fields=("text",)):
+    rows = tuple(Example(f"train:{i}", split_fields(e, len(fields)), "a") for i, e in enumerate(examples))
+    return Task("talk", "Talk.", ("a", "b"), rows, rows, rows, fields)
 
 
 def check(texts, finished=None, **changes):
     settings_ = {
-        "num_fields": 1,
-        "examples": EXAMPLES,
+        "task": make_task(*EXAMPLES),
         "min_words": 2,
         "max_words": 8,
         "seen": lambda text: False,
@@ -58,14 +63,14 @@ def test_finished_and_seen():
 
 
 def test_pairs_of_texts():
-    examples = ["a man sleeps on grass <field> a man rests"]
+    task = make_task("a man sleeps on grass <field> a man rests", fields=("premise", "hypothesis"))
     texts = [
         "a dog runs <field> an animal moves",
         "a dog runs and an animal moves",
         "a dog runs <field> ",
         "a man sleeps on <field> grass a man rests",  # the border has moved, the words are copied
     ]
-    result = check(texts, num_fields=2, examples=examples, max_words=20)
+    result = check(texts, task=task, max_words=20)
     np.testing.assert_array_equal(result.by_name["parses"], [True, False, False, True])
     np.testing.assert_array_equal(result.by_name["not_copied"], [True, True, True, False])
 

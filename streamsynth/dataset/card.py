@@ -69,9 +69,9 @@ def _labels(task: Task, summary: Mapping[str, Any]) -> list[str]:
     if task.kind == "qa":
         form = answer_form(task.examples)
         answers = "numbers, all in one form" if form.numeric else "short texts"
-        return [f"Kind: questions and answers ({_cell(task.kind)}). The answers are {answers}; there are no labels."]
+        return [f"Kind: questions and answers (qa). The answers are {answers}; there are no labels."]
     counts = _table(("label", "rows"), summary["per_label"].items())
-    return [f"Kind: {_cell(task.kind)}.", "## Labels", counts, *_missing(summary)]
+    return ["Kind: classification.", "## Labels", counts, *_missing(summary)]
 
 
 def _steps(task: Task, summary: Mapping[str, Any]) -> str:

@@ -23,8 +23,9 @@ def select(
 ) -> tuple[list[Row], dict[str, Any]]:
     """Drops test texts and near-duplicates, and balances the labels.
 
-    A pure function of its arguments. A question with another answer is the same text. Of two near-duplicates, whatever their labels, the better one stays. The
-    test texts have no say in anything but this: a row that repeats one is dropped and counted.
+    A pure function of its arguments. Of two near-duplicates, whatever their labels, the better one stays. The
+    test texts have no say in anything but this: a row that repeats one is dropped and counted. A question
+    with another answer is the same text.
 
     Args:
       task: the task that the rows were written for.

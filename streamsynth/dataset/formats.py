@@ -15,8 +15,8 @@ from streamsynth.tasks.task import Task
 def write_dataset(directory: str | os.PathLike[str], rows: Sequence[Row], task: Task) -> Path:
     """Writes the rows and the task's description into a folder; each file is there whole or not at all.
 
-    A line of train.jsonl holds the task's fields by name, "label" where the task has labels, "pattern", "step", "policy_version",
-    "examples" (ids of the examples shown) and "scores" (by part).
+    A line of train.jsonl holds the task's fields by name, "label" (not beside a question and its answer),
+    "pattern", "step", "policy_version", "examples" (ids of the examples shown) and "scores" (by part).
 
     Returns:
       The path of train.jsonl.

@@ -4,8 +4,8 @@ Only train is required. The text stands in the column "text", or in one or two c
 "fields", or in the only one or two columns beside "label". task.json may hold "name", "kind", "description",
 "labels" and "fields"; its other keys are left alone.
 
-Of the kind "qa" (or "math", which means the same here) are questions in the column "question" and their answers in
-"answer"; such a set needs no task.json where it has no column "label". Other columns are left alone.
+Of the kind "qa" (or "math", which means the same here) are questions in the column "question" and their
+answers in "answer"; without a column "label" such a set needs no task.json. Other columns are left alone.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def load_task(
     if kind == "qa":
         fields = card.fields or question_answer.FIELDS
         if fields != question_answer.FIELDS:
-            raise UserError(f"the 'fields' of {folder / 'task.json'} must be question and answer, or left out")
+            raise UserError(
+                f"the 'fields' of {folder / 'task.json'} must be question and answer, or left out"
+            )
     else:
         fields = card.fields or _find_fields(paths["train"])
     if kind == "qa" and commonest is not None:
@@ -176,7 +178,9 @@ def _read_card(folder: Path) -> _Card:
 
 def _find_kind(path: Path) -> str:
     columns = _columns(path)
-    return "qa" if "label" not in columns and set(question_answer.FIELDS) <= set(columns) else "classification"
+    return (
+        "qa" if "label" not in columns and set(question_answer.FIELDS) <= set(columns) else "classification"
+    )
 
 
 def _columns(path: Path) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ def with_verifier(task: Task, spec: str) -> Task:
       spec: "package.module:function", where Python finds it.
 
     Raises:
-      UserError: nothing can be imported under that name. The task's verifier raises it where the function fails or
-        says neither True nor False.
+      UserError: nothing can be imported under that name. The task's verifier raises it, too, where the
+        function fails or says neither True nor False.
     """
     function = _function(spec)
 
@@ -40,8 +40,8 @@ def with_verifier(task: Task, spec: str) -> Task:
             ) from error
         if not isinstance(verdict, (bool, np.bool_)):
             raise UserError(
-                f"the verifier {spec} of the task {task.name} said {verdict!r} of {arguments!r}: let it return "
-                "True or False"
+                f"the verifier {spec} of the task {task.name} said {verdict!r} of {arguments!r}: let it "
+                "return True or False"
             )
         return bool(verdict)
 
@@ -56,8 +56,8 @@ def _function(spec: str) -> Callable[..., bool]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the module does when it is imported
         raise UserError(
-            f"the option verifier={spec}: cannot import {module_name} ({type(error).__name__}: {error}): check the "
-            "name, and that its folder is on PYTHONPATH"
+            f"the option verifier={spec}: cannot import {module_name} ({type(error).__name__}: {error}): "
+            "check the name, and that its folder is on PYTHONPATH"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
