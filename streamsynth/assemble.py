@@ -16,16 +16,20 @@ from jax.sharding import Mesh, NamedSharding
 from streamsynth import pretrain, validate
 from streamsynth.errors import UserError
 from streamsynth.feedback.reward import JudgeContext, Reward, check_judges, make_reward
+from streamsynth.keys import purpose_key
 from streamsynth.learner.collect import Featurizer
 from streamsynth.learner.objective import ObjectiveConfig
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_state
+from streamsynth.policy.families import own_config
+from streamsynth.policy.lora import adapter_axes, init_adapter
 from streamsynth.policy.store import Policy
-from streamsynth.policy.transformer import TransformerConfig, logical_axes
+from streamsynth.policy.transformer import logical_axes
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
+from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat, TaskTokens, tokenise
+from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.task import Task
 
@@ -36,14 +40,18 @@ class Setting:
 
     `experience` is what the patterns of an earlier run had learned, where there was one. `place` puts a
     batch on the mesh, split along its first axis.
+
+    initial: what is trained, before anything: all of the base policy's variables, or an adapter that changes
+      nothing yet.   frozen: the other variables.
     """
 
     config: Any
     mesh: Mesh
     policy: Policy
+    initial: Any
+    frozen: Any
     form: PromptFormat
     tasks: tuple[Task, ...]
-    tokens: tuple[TaskTokens, ...]
     rewards: tuple[Reward, ...]
     featurize: Featurizer
     optimizer: optax.GradientTransformation
@@ -56,6 +64,10 @@ class Setting:
     @property
     def model(self):
         return self.policy.model
+
+    def variables(self, params: Any) -> dict[str, Any]:
+        """What the network is applied with, for trained parameters such as a state's."""
+        return {**self.frozen, **params}
 
 
 def check(config: Any) -> None:
@@ -84,7 +96,7 @@ def check(config: Any) -> None:
         )
     make_optimizer(config.optimizer, 1)
     make_optimizer(config.pretrain.optimizer, 1, "pretrain.optimizer")
-    TransformerConfig(**config.policy.to_dict())
+    own_config(config.policy, config.policy.vocab_size)
     pretrain.check_sources(config)
 
 
@@ -134,27 +146,35 @@ def assemble(
     """
     r, f = config.rollout, config.feedback
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
-    form = PromptFormat(policy.tokenizer, r.prompt_length, r.completion_length)
-    tokens = tuple(tokenise(task, policy.tokenizer) for task in tasks)
-    axes = logical_axes(policy.model.config)
+    form = MarkerFormat(policy.tokenizer, r.prompt_length, r.completion_length)
+    network = policy.model.config
+    axes = logical_axes(network)
     shardings = mesh_lib.param_shardings(policy.params, axes, mesh)
     policy = dataclasses.replace(policy, params=jax.device_put(policy.params, shardings))
+    if network.lora is None:
+        initial, frozen = policy.variables, {}
+    else:
+        adapter = init_adapter(network.lora, policy.params, purpose_key(config.seed, "adapter"))
+        adapter_shardings = mesh_lib.param_shardings(adapter, adapter_axes(network.lora, axes), mesh)
+        initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
     with mesh_lib.use(mesh):
-        rewards = tuple(
-            make_reward(judge_context(policy, form, task, t), f.judges.to_dict())
-            for task, t in zip(tasks, tokens, strict=True)
-        )
+        rewards = tuple(make_reward(judge_context(policy, form, task), f.judges.to_dict()) for task in tasks)
     return Setting(
         config=config,
         mesh=mesh,
         policy=policy,
+        initial=initial,
+        frozen=frozen,
         form=form,
         tasks=tuple(tasks),
-        tokens=tokens,
         rewards=rewards,
-        featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.params, form),
-        optimizer=make_optimizer(config.optimizer, config.learner.steps * len(tasks)),
+        featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form),
+        optimizer=make_optimizer(
+            config.optimizer,
+            config.learner.steps * len(tasks),
+            master=network.lora is None and network.param_dtype != "float32",
+        ),
         objective=ObjectiveConfig(**config.objective.to_dict()),
         scheduler=_scheduler(config),
         patterns=patterns.Config(**config.patterns.to_dict()),
@@ -170,27 +190,27 @@ def _scheduler(config: Any) -> scheduler.Config:
     )
 
 
-def judge_context(policy: Policy, form: PromptFormat, task: Task, tokens: TaskTokens) -> JudgeContext:
+def judge_context(policy: Policy, form: PromptFormat, task: Task) -> JudgeContext:
     """The judges' share of the label budget: some examples stand in prompts, the others measure."""
-    shown = min(SHOWN["imitate"][0], max(1, len(tokens.examples[0]) // 2))
+    examples = [task.examples_of(label) for label in task.labels]
+    shown = min(SHOWN["imitate"][0], max(1, len(examples[0]) // 2))
     prompts = [
-        form.prompt(STRATEGIES.index("imitate"), name, examples[:shown], ())[0]
-        for name, examples in zip(tokens.names, tokens.examples, strict=True)
+        form.prompt(task.brief, STRATEGIES.index("imitate"), label, [e.text for e in own[:shown]], ())[0]
+        for label, own in zip(task.labels, examples, strict=True)
     ]
     count = len(prompts)
     # A text may be among the examples twice.
-    read = {e.text for label in task.labels for e in task.examples_of(label)[:shown]}
-    held_back = [e for label in task.labels for e in task.examples_of(label)[shown:] if e.text not in read]
+    read = {e.text for own in examples for e in own[:shown]}
+    held_back = [e for own in examples for e in own[shown:] if e.text not in read]
 
     def encode(texts):
         # A text that is too long is cut: the judge reads what the policy could have written of it.
-        ids = [[*policy.tokenizer.encode(text), policy.tokenizer.eos] for text in texts]
-        return form.pad_completions([row[: form.completion_length] for row in ids])
+        return form.pad_completions([form.answer(task.brief, text) for text in texts])
 
     return JudgeContext(
         task=task,
         model=policy.model,
-        base=policy.params,
+        base=policy.variables,
         prompts=form.pad_prompts(prompts, np.arange(count), np.zeros(count)),
         held_back=tuple(held_back),
         encode=encode,
@@ -199,11 +219,11 @@ def judge_context(policy: Policy, form: PromptFormat, task: Task, tokens: TaskTo
 
 def first_state(setting: Setting) -> RunState:
     """The state before anything, placed on the mesh. The parameters are copies: updates give theirs away."""
-    params = copy(setting.policy.params)
+    params = copy(setting.initial)
     opt_state = jax.jit(setting.optimizer.init)(params)
     labels = tuple(len(task.labels) for task in setting.tasks)
     state = new_state(setting.config, labels, params, opt_state, setting.experience)
-    return on_mesh(setting, state.replace(reference=copy(setting.policy.params)))
+    return on_mesh(setting, state.replace(reference=copy(setting.initial)))
 
 
 def on_mesh(setting: Setting, state: RunState) -> RunState:

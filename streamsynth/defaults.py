@@ -12,6 +12,21 @@ def default_config() -> ConfigDict:
             seed=0,
             mesh=dict(data=-1, fsdp=1, tensor=1),  # devices along each axis; -1 takes what is left
             policy=dict(
+                init="",  # "hf:DIR": weights, tokenizer and shape of a Hugging Face folder; empty: our own
+                format="auto",  # of prompts: "markers" (our own policies), "plain", "chat"
+                # Precision, and how layers are run.
+                param_dtype="float32",
+                compute_dtype="float32",
+                logit_dtype="float32",
+                scan_layers=False,
+                remat=False,
+                lora=dict(  # trains adapters of this rank and nothing else; 0 trains the whole network
+                    rank=0,
+                    alpha=16.0,
+                    modules=("query", "key", "value", "out", "gate", "up", "down"),
+                ),
+                # The shape of a policy of our own; with `init` the folder's config.json gives it.
+                family="llama",  # or "qwen2", "qwen3", "gemma2", "gemma3"
                 vocab_size=2400,  # at most; the tokenizer takes fewer where its corpus is small
                 width=96,
                 layers=3,
@@ -21,8 +36,7 @@ def default_config() -> ConfigDict:
                 mlp_width=256,
                 rope_theta=10_000.0,
                 norm_epsilon=1e-6,
-                scan_layers=False,
-                remat=False,
+                window=0,  # of the layers that Gemma's families restrict; 0 restricts none
             ),
             worlds=dict(  # how hard the embedded worlds are, in pretraining and in the stream
                 cores_per_label=5,  # of a label; each makes up to sixteen frames
@@ -98,6 +112,7 @@ def default_config() -> ConfigDict:
                 batches=6,  # that are written in a round
                 rows=96,  # a label, the most spread-out of those kept; 0 tunes to the examples alone
                 steps=20,  # a round
+                held_out=0,  # examples a label that are not tuned to but measure the tuning
                 samples=4,  # G targets a prompt
                 prompt_weight=0.0,
             ),

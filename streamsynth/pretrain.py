@@ -21,15 +21,17 @@ from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.supervised import supervised_step
+from streamsynth.policy.families import choices, own_config
 from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
-from streamsynth.policy.tokenizer import Tokenizer, train_tokenizer
-from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
+from streamsynth.policy.transformer import Transformer, init_params
 from streamsynth.runtime.progress import Progress
+from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, PromptFormat, label_text
+from streamsynth.stream.prompts import SHOWN, label_text
 from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.splits import normalise
-from streamsynth.tasks.task import Task
+from streamsynth.tasks.task import Brief, Task
 
 _WORLDS = "worlds"
 
@@ -47,8 +49,9 @@ def base_policy(config: Any, stream: Sequence[Task], *, cache_dir: str | os.Path
       UserError: where a pretraining source is also in the stream.
     """
     tasks = _pretrain_tasks(config, stream)
+    network = dataclasses.replace(own_config(config.policy, config.policy.vocab_size), lora=None)
     recipe = {
-        "policy": config.policy.to_dict(),
+        "policy": dataclasses.asdict(network),
         "pretrain": config.pretrain.to_dict(),
         "lengths": [config.rollout.prompt_length, config.rollout.completion_length],
         "seed": config.seed,
@@ -60,24 +63,28 @@ def base_policy(config: Any, stream: Sequence[Task], *, cache_dir: str | os.Path
     directory = pathlib.Path(cache_dir) / f"policy-{digest}"
     if has_policy(directory):
         logging.info("base policy %s: from the cache", digest)
-        return load_policy(directory)
+        return _with_adapter(config, load_policy(directory))
     tokenizer = train_tokenizer(_corpus(config, tasks), config.policy.vocab_size, STRATEGIES)
-    model = make_model(config, tokenizer)
+    # With the vocabulary that the tokenizer really has.
+    model = Transformer(dataclasses.replace(network, vocab_size=tokenizer.vocab_size))
     policy = Policy(model, _train(config, model, tokenizer, tasks), tokenizer, digest)
     save_policy(directory, policy)
-    return policy
+    return _with_adapter(config, policy)
 
 
-def make_model(config: Any, tokenizer: Tokenizer) -> Transformer:
-    """The network of a config, with the vocabulary the tokenizer really has."""
-    return Transformer(TransformerConfig(**{**config.policy.to_dict(), "vocab_size": tokenizer.vocab_size}))
+def _with_adapter(config: Any, policy: Policy) -> Policy:
+    """The same policy in a network that takes the config's adapter: pretraining knows none."""
+    lora = choices(config.policy)["lora"]
+    return dataclasses.replace(policy, model=Transformer(dataclasses.replace(policy.model.config, lora=lora)))
 
 
-def _train(config: Any, model: Transformer, tokenizer: Tokenizer, tasks: Sequence[Task]) -> Any:
+def _train(config: Any, model: Transformer, tokenizer: MarkerTokenizer, tasks: Sequence[Task]) -> Any:
     c = config.pretrain
-    form = PromptFormat(tokenizer, config.rollout.prompt_length, config.rollout.completion_length)
-    optimizer = make_optimizer(c.optimizer, c.steps, "pretrain.optimizer")
-    params = init_params(model.config, purpose_key(config.seed, "init"))
+    form = MarkerFormat(tokenizer, config.rollout.prompt_length, config.rollout.completion_length)
+    optimizer = make_optimizer(
+        c.optimizer, c.steps, "pretrain.optimizer", master=model.config.param_dtype != "float32"
+    )
+    params = {"params": init_params(model.config, purpose_key(config.seed, "init"))}
     opt_state = optimizer.init(params)
     logged = 0
     with Progress(c.steps, "pretraining") as progress:
@@ -85,13 +92,13 @@ def _train(config: Any, model: Transformer, tokenizer: Tokenizer, tasks: Sequenc
             rng = numpy_rng(config.seed, "pretrain", step)
             batch = lesson_batch(form, _lessons(config, tasks, step), rng, c.samples)
             params, opt_state, metrics = supervised_step(
-                model, optimizer, params, opt_state, batch, prompt_weight=c.prompt_weight
+                model, optimizer, params, {}, opt_state, batch, prompt_weight=c.prompt_weight
             )
             if (step + 1) % c.log_every == 0 or step + 1 == c.steps:
                 done = (step + 1) - logged
                 logged += done
                 progress.advance(done, nll=float(metrics["nll/completion"]))
-    return params
+    return params["params"]
 
 
 def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:
@@ -100,7 +107,9 @@ def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:
     rng = numpy_rng(config.seed, "lessons", step)
     if tasks:
         drawn = [tasks[i] for i in rng.integers(len(tasks), size=c.prompts)]
-        return [task_lesson(task.labels[rng.integers(len(task.labels))], task.train) for task in drawn]
+        return [
+            task_lesson(task.brief, task.labels[rng.integers(len(task.labels))], task.train) for task in drawn
+        ]
     # Two lessons a world: drawing a world costs as much as writing forty of its sentences.
     seeds = rng.integers(2**31, size=-(-c.prompts // 2))
     drawn = [worlds.pretrain_world(int(seed), _difficulty(config)) for seed in seeds]
@@ -110,6 +119,7 @@ def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:
 def _world_lesson(world: worlds.World, label: int) -> Lesson:
     other = [k for k in range(len(world.labels)) if k != label]
     return Lesson(
+        Brief(world.description, ("text",), "classification"),
         world.labels[label].name,
         lambda rng, n: [world.sample(rng, label) for _ in range(n)],
         lambda rng, n: [world.sample(rng, other[rng.integers(len(other))]) for _ in range(n)],

@@ -22,7 +22,6 @@ from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.progress import Progress
 from streamsynth.stream import patterns
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import tokenise
 from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
@@ -75,9 +74,9 @@ def synthesize(
             strategy = patterns.draw(shared.patterns, index, rng, config.rollout.prompts, setting.patterns)
             written = write(
                 setting.model,
-                state.params,
+                setting.variables(state.params),
                 setting.form,
-                setting.tokens[index],
+                task,
                 strategy,
                 seed=config.seed,
                 purpose=f"synthesize/{task.name}",
@@ -174,17 +173,16 @@ def _base_rows(setting: Setting, index: int) -> dict[str, float]:
     config, task = setting.config, setting.tasks[index]
     drawn = measure.draw(
         setting.model,
-        setting.policy.params,
+        setting.policy.variables,
         setting.form,
         task,
-        setting.tokens[index],
         config,
         seed=config.seed,
         place=setting.place,
         batches=config.evaluation.batches * config.evaluation.best_of,
     )
     tokens, mask = setting.form.pad_completions(
-        [setting.form.tokenizer.encode(text)[: setting.form.completion_length] for text in drawn.texts]
+        [setting.form.answer(task.brief, text) for text in drawn.texts]
     )
     _, quality = setting.rewards[index](drawn.texts, drawn.label, tokens, mask)
     per_label, count = config.evaluation.rows_per_label, len(task.labels)
@@ -216,14 +214,12 @@ def _with_task(setting: Setting, name: str) -> tuple[Setting, int]:
         on_bad_row=config.stream.on_bad_row,
         difficulty=worlds.Difficulty(**config.worlds.to_dict()),
     )
-    tokens = tokenise(task, setting.policy.tokenizer)
-    context = assemble_lib.judge_context(setting.policy, setting.form, task, tokens)
+    context = assemble_lib.judge_context(setting.policy, setting.form, task)
     reward = assemble_lib.make_reward(context, config.feedback.judges.to_dict())
     return (
         dataclasses.replace(
             setting,
             tasks=(*setting.tasks, task),
-            tokens=(*setting.tokens, tokens),
             rewards=(*setting.rewards, reward),
         ),
         len(names),

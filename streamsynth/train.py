@@ -72,7 +72,7 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
         while True:
             turn, done = int(state.turn), int(state.turn_step)
             if np.isnan(state.transfer[0]).any():
-                state = evaluate_row(setting, state, 0, setting.policy.params, evaluations)
+                state = evaluate_row(setting, state, 0, setting.initial, evaluations)
             elif np.isnan(state.transfer[turn]).any():
                 state = evaluate_row(setting, state, turn, state.params, evaluations)
             elif turn == len(tasks):
@@ -124,14 +124,16 @@ def evaluate_row(setting: Setting, state: RunState, row: int, params: Any, journ
 
 
 def evaluate_task(setting: Setting, params: Any, index: int) -> dict[str, Any]:
-    """One cell: what a policy is worth for one task. The same prompts and keys whatever the policy."""
+    """One cell: what a policy with these trained parameters is worth for one task.
+
+    The prompts and keys are the same whatever the policy.
+    """
     config, task = setting.config, setting.tasks[index]
     drawn = measure.draw(
         setting.model,
-        params,
+        setting.variables(params),
         setting.form,
         task,
-        setting.tokens[index],
         config,
         seed=config.seed,
         place=setting.place,

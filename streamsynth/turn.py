@@ -64,7 +64,7 @@ def begin_turn(
     # --- The diversity to hold ---
     # That of the base policy: held from turn to turn, a little would be lost each time.
     own = config.balance.target == "policy"
-    measured = (state.params, int(state.policy_version)) if own else (setting.policy.params, 0)
+    measured = (state.params, int(state.policy_version)) if own else (setting.initial, 0)
     for batch in range(config.balance.batches):
         statistics.append(float(written(*measured, "measure", step, batch).metrics["diversity/statistic"]))
     found = float(np.mean(statistics))
@@ -78,7 +78,7 @@ def begin_turn(
             written(state.params, int(state.policy_version), "explore", step, round_, batch)
         chosen = _spread_out(setting, turn, rows, features) if config.supervised.rows else []
         state = _tuned(setting, state, chosen, round_)
-    reference = state.params if config.learner.kl_reference == "turn" else setting.policy.params
+    reference = state.params if config.learner.kl_reference == "turn" else setting.initial
     state = state.replace(
         reference=assemble_lib.copy(reference),
         balance=balance.initial(config.balance.alpha, target),
@@ -126,7 +126,12 @@ def learn(
         mask=rollouts.mask,
         behaviour=rollouts.logprobs,
         reference=sequence_logprobs(
-            setting.model, state.reference, rollouts.prompts, rollouts.tokens, rollouts.mask, temperature
+            setting.model,
+            setting.variables(state.reference),
+            rollouts.prompts,
+            rollouts.tokens,
+            rollouts.mask,
+            temperature,
         ),
         advantage=assessment.advantage,
     )
@@ -146,6 +151,7 @@ def learn(
         setting.optimizer,
         setting.objective,
         state.params,
+        setting.frozen,
         state.opt_state,
         fresh,
         replayed,
@@ -209,9 +215,9 @@ def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: s
     )
     written = write(
         setting.model,
-        state.params,
+        setting.variables(state.params),
         setting.form,
-        setting.tokens[turn],
+        setting.tasks[turn],
         strategy,
         seed=config.seed,
         purpose=purpose,
@@ -309,7 +315,7 @@ def _tuned(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) 
     config, task = setting.config, setting.tasks[int(state.turn)]
     s = config.supervised
     texts = (*task.examples, *rows)
-    lessons = [task_lesson(label, texts) for label in task.labels]
+    lessons = [task_lesson(task.brief, label, texts) for label in task.labels]
     params, opt_state = state.params, state.opt_state
     for i in range(s.steps):
         rng = numpy_rng(config.seed, "supervised", int(state.step), round_, i)
@@ -319,6 +325,7 @@ def _tuned(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) 
             setting.model,
             setting.optimizer,
             params,
+            setting.frozen,
             opt_state,
             batch,
             np.float32(config.rollout.temperature),
@@ -359,8 +366,7 @@ def _examples(setting: Setting, turn: int) -> tuple[np.ndarray, np.ndarray]:
     task = setting.tasks[turn]
     texts = [example.text for example in task.examples]
     label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
-    completions = [setting.form.tokenizer.encode(text)[: setting.form.completion_length] for text in texts]
-    tokens, mask = setting.form.pad_completions(completions)
+    tokens, mask = setting.form.pad_completions([setting.form.answer(task.brief, text) for text in texts])
     return np.asarray(setting.featurize(texts, tokens, mask)), label
 
 

@@ -50,6 +50,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "optimizer.learning_rate",
         "optimizer.warmup",
         "optimizer.weight_decay",
+        "policy.lora.rank",
+        "policy.window",
         "pretrain.optimizer.learning_rate",
         "pretrain.optimizer.warmup",
         "pretrain.optimizer.weight_decay",
@@ -59,6 +61,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "stream.test_limit",
         "stream.train_limit",
         "supervised.batches",
+        "supervised.held_out",
         "supervised.prompt_weight",
         "supervised.rounds",
         "supervised.rows",
@@ -118,6 +121,7 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "optimizer.clip_norm",
         "patterns.prior",
         "patterns.temperature",
+        "policy.lora.alpha",
         "policy.norm_epsilon",
         "policy.rope_theta",
         "pretrain.optimizer.clip_norm",
@@ -142,6 +146,7 @@ _CHOICES = {
     "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
     "feedback.features": ("ngrams", "hidden"),
+    "policy.format": ("auto", "markers", "plain", "chat"),
 }
 
 _OPEN_GROUP = "feedback.judges."  # its keys are names of judges, and may be left out

@@ -24,7 +24,10 @@ def check(texts, finished=None, **changes):
         "max_words": 8,
         "seen": lambda text: False,
     }
-    return gates.check(texts, [True] * len(texts) if finished is None else finished, **(settings_ | changes))
+    settings_ |= changes
+    count = len(settings_["task"].fields)
+    rejections = ["" if split_fields(text, count) else "fields" for text in texts]
+    return gates.check(texts, [True] * len(texts) if finished is None else finished, rejections, **settings_)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from streamsynth.keys import purpose_key
 from streamsynth.learner.collect import write
 from streamsynth.policy.transformer import Transformer
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import PromptFormat, TaskTokens
+from streamsynth.stream.prompts import PromptFormat
 from streamsynth.tasks.task import Task
 
 
@@ -29,10 +29,9 @@ class Drawn:
 
 def draw(
     model: Transformer,
-    params: Any,
+    variables: Any,
     form: PromptFormat,
     task: Task,
-    tokens: TaskTokens,
     config: Any,
     *,
     seed: int,
@@ -47,13 +46,13 @@ def draw(
     e = config.evaluation
     known = np.array([STRATEGIES.index(name) for name in e.strategies], np.int32)
     strategies = np.resize(known, e.prompts)
-    texts, label, finished = [], [], []
+    texts, rejections, label, finished = [], [], [], []
     for batch in range(batches or e.batches):
         written = write(
             model,
-            params,
+            variables,
             form,
-            tokens,
+            task,
             strategies,
             seed=seed,
             purpose=f"evaluate/{task.name}",
@@ -63,11 +62,13 @@ def draw(
             place=place,
         )
         texts += written.texts
+        rejections += written.rejections
         label.append(written.label)
         finished.append(np.asarray(written.rollouts.finished))
     gates = gates_lib.check(
         texts,
         np.concatenate(finished),
+        rejections,
         task=task,
         min_words=config.feedback.min_words,
         max_words=config.feedback.max_words,

@@ -53,6 +53,7 @@ class Gates:
 def check(
     texts: Sequence[str],
     finished: Sequence[bool] | np.ndarray,
+    rejections: Sequence[str],
     *,
     task: Task,
     min_words: int,
@@ -64,6 +65,7 @@ def check(
     Args:
       texts: N decoded completions.
       finished: [N], whether the end-of-text token came in time.
+      rejections: N names of what is wrong with a text's form, "" where it parsed into the task's fields.
       task: its examples are what may not be copied. A copy has the words of one, or contains them in a row;
         where the task has questions and answers, the words of its question, whatever the answer.
       min_words: the fewest words a text may have, all fields together.
@@ -77,7 +79,6 @@ def check(
         raise UserError(
             f"no text can have at least {min_words} and at most {max_words} words: set min_words <= max_words"
         )
-    fields = [split_fields(text, len(task.fields)) for text in texts]
     num_words = np.array([len(_words(text)) for text in texts], np.int64)
     known = [_words(task.identity(example.text)) for example in task.examples]
     equal = {_phrase(example) for example in known}
@@ -89,13 +90,13 @@ def check(
 
     by_name = {
         "finished": np.asarray(finished, bool),
-        "parses": np.array([parts is not None for parts in fields], bool),
+        "parses": np.array([not rejection for rejection in rejections], bool),
         "length": (min_words <= num_words) & (num_words <= max_words),
         "not_copied": np.array([not copied(text) for text in texts], bool),
         "not_seen": np.array([not seen(task.identity(text)) for text in texts], bool),
     }
     if task.kind == "qa":
-        form = answer_form(task.examples)
+        form, fields = answer_form(task.examples), [split_fields(text, 2) for text in texts]
         by_name["answer"] = np.array([parts is not None and form.accepts(*parts) for parts in fields], bool)
     by_name = {name: by_name[name] for name in GATES if name in by_name}
     return Gates(by_name=by_name, passed=np.logical_and.reduce(list(by_name.values())))

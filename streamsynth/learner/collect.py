@@ -17,7 +17,7 @@ from streamsynth.policy.rollout import rollout
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Rollouts, Scores
 from streamsynth.stream import prompts as prompts_lib
-from streamsynth.stream.prompts import PromptFormat, TaskTokens
+from streamsynth.stream.prompts import PromptFormat
 from streamsynth.tasks.task import Task
 
 
@@ -25,12 +25,14 @@ from streamsynth.tasks.task import Task
 class Written:
     """N samples of one task, as tokens and as texts.
 
+    rejections: why a text does not parse, "" where it does.
     label, strategy: [N] int32.   shown: for each of the B prompts the ids of the examples it shows.
     dropped_examples: examples that did not fit into their prompts.
     """
 
     rollouts: Rollouts
     texts: tuple[str, ...]
+    rejections: tuple[str, ...]
     label: np.ndarray
     strategy: np.ndarray
     shown: tuple[tuple[str, ...], ...]
@@ -39,9 +41,9 @@ class Written:
 
 def write(
     model: Transformer,
-    params: Any,
+    variables: Any,
     form: PromptFormat,
-    tokens: TaskTokens,
+    task: Task,
     strategy: np.ndarray,
     *,
     seed: int,
@@ -54,8 +56,8 @@ def write(
     """Samples G texts for each of B prompts of a task, labels balanced.
 
     Args:
-      model, params, form: the policy and its prompt format.
-      tokens: the task.
+      model, variables, form: the policy and its prompt format.
+      task: what to write for.
       strategy: [B] int32, the synthesis strategy of each prompt.
       seed, purpose, steps: what the random numbers follow from (see `keys`).
       samples: G.
@@ -64,23 +66,27 @@ def write(
     """
     rng = numpy_rng(seed, purpose, *steps)
     batch = len(strategy)
-    label = prompts_lib.balanced_labels(batch, len(tokens.names), rng)
-    rendered = prompts_lib.render(form, tokens, label, strategy, rng)
+    label = prompts_lib.balanced_labels(batch, len(task.labels), rng)
+    rendered = prompts_lib.render(form, task, label, strategy, rng)
     keys = sample_keys(purpose_key(seed, purpose, *steps), batch, samples)
     rollouts = rollout(
         model,
-        params,
+        variables,
         place(rendered.prompts),
         place(keys),
         np.float32(temperature),
         samples=samples,
         length=form.completion_length,
-        eos=form.tokenizer.eos,
+        stops=form.stops,
     )
-    ids = np.asarray(rollouts.tokens)
+    answers = [
+        form.read(task.brief, row[real])
+        for row, real in zip(np.asarray(rollouts.tokens), np.asarray(rollouts.mask), strict=True)
+    ]
     return Written(
         rollouts=rollouts,
-        texts=tuple(form.tokenizer.decode(row) for row in ids),
+        texts=tuple(answer.text for answer in answers),
+        rejections=tuple(answer.rejection for answer in answers),
         label=np.repeat(label, samples),
         strategy=np.repeat(strategy, samples),
         shown=rendered.shown,
@@ -107,8 +113,7 @@ class Featurizer:
         """[N, D] float32 unit vectors of N texts, given also as tokens and mask [N, T]."""
         if self.kind == "ngrams":
             return ngram_features(texts, self.width, self.seed)
-        t = self.form.tokenizer
-        empty = self.form.pad_prompts([[t.bos, t.marker("<write>")]], np.zeros(1), np.zeros(1))
+        empty = self.form.pad_prompts([self.form.neutral()], np.zeros(1), np.zeros(1))
         hidden = mean_hidden(self.model, self.base, empty, tokens, mask)
         return project_hidden(hidden, self.width, purpose_key(self.seed, "projection"))
 
@@ -142,6 +147,7 @@ def score(
     gates = gates_lib.check(
         written.texts,
         np.asarray(written.rollouts.finished),
+        written.rejections,
         task=task,
         min_words=config.min_words,
         max_words=config.max_words,

@@ -9,7 +9,8 @@ import numpy as np
 
 from streamsynth.learner.supervised import SupervisedBatch
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat, label_text
+from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat
+from streamsynth.tasks.task import Brief
 
 Draw = Callable[[np.random.Generator, int], list[str]]
 
@@ -22,21 +23,22 @@ _LIKENESS_CANDIDATES = 4
 
 @dataclasses.dataclass(frozen=True)
 class Lesson:
-    """A label with a source of its texts, and of texts of the labels beside it.
+    """A label of a task with a source of its texts, and of texts of the labels beside it.
 
     A source gives at most as many different texts as it is asked for, and fewer where it has no more.
     """
 
+    brief: Brief
     label: str
     own: Draw
     others: Draw
 
 
-def task_lesson(label: str, examples: Sequence) -> Lesson:
-    """A lesson of one label, from labelled texts."""
+def task_lesson(brief: Brief, label: str, examples: Sequence) -> Lesson:
+    """A lesson of one label of a task, from labelled texts."""
     own = [e.text for e in examples if e.label == label]
     others = [e.text for e in examples if e.label != label]
-    return Lesson(label, _without_replacement(own), _without_replacement(others))
+    return Lesson(brief, label, _without_replacement(own), _without_replacement(others))
 
 
 def lesson_batch(
@@ -47,7 +49,6 @@ def lesson_batch(
     A target that is too long for the completion is left out: its row stays empty, as are all rows of a
     lesson that has no text.
     """
-    encode = form.tokenizer.encode
     prompts, completions = [], []
     strategies = rng.choice(len(STRATEGIES), size=len(lessons), p=[_CHANCE[name] for name in STRATEGIES])
     for lesson, strategy in zip(lessons, strategies, strict=True):
@@ -61,15 +62,11 @@ def lesson_batch(
         shown = [text for text in texts[:own_count] if text not in pool]
         if name in SOURCES:
             pool = _most_alike(shown[: SOURCES[name]], pool, samples)
-        ids, _ = form.prompt(
-            int(strategy),
-            encode(label_text(lesson.label)),
-            [encode(text) for text in shown],
-            [encode(text) for text in lesson.others(rng, other_count)],
-        )
+        others = lesson.others(rng, other_count)
+        ids, _ = form.prompt(lesson.brief, int(strategy), lesson.label, shown, others)
         prompts.append(ids)
         targets = [pool[i % len(pool)] for i in range(samples)] if pool else [""] * samples
-        completions += [(form.completion(text) if text else None) or [] for text in targets]
+        completions += [(form.completion(lesson.brief, text) if text else None) or [] for text in targets]
     tokens, mask = form.pad_completions(completions)
     return SupervisedBatch(form.pad_prompts(prompts, np.zeros(len(prompts)), strategies), tokens, mask)
 

@@ -73,7 +73,7 @@ class Replayed:
 
 
 def fresh_loss(
-    model: Transformer, params: Any, batch: Fresh, temperature: Array, c: ObjectiveConfig
+    model: Transformer, variables: Any, batch: Fresh, temperature: Array, c: ObjectiveConfig
 ) -> tuple[Array, dict[str, Array]]:
     """The clipped surrogate (PPO, arXiv 1707.06347, eq. 7, per token) plus KL to the reference.
 
@@ -82,7 +82,9 @@ def fresh_loss(
     differentiated is k2, whose gradient on-policy is that of KL(policy || reference), while k3's is not
     (Schulman, "Approximating KL divergence", 2020).
     """
-    statistics = group_logprobs(model, params, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk)
+    statistics = group_logprobs(
+        model, variables, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk
+    )
     mask = batch.mask.astype(jnp.float32)
     norm = mask.size
     count = jnp.maximum(mask.sum(), 1.0)
@@ -105,10 +107,12 @@ def fresh_loss(
 
 
 def replayed_loss(
-    model: Transformer, params: Any, batch: Replayed, temperature: Array, c: ObjectiveConfig
+    model: Transformer, variables: Any, batch: Replayed, temperature: Array, c: ObjectiveConfig
 ) -> tuple[Array, dict[str, Array]]:
     """sg(min(C, pi / mu)) * A * log pi over whole sequences, and behaviour cloning where it has a weight."""
-    statistics = group_logprobs(model, params, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk)
+    statistics = group_logprobs(
+        model, variables, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk
+    )
     mask = batch.mask & batch.valid[:, None]
     weight = sequence_weight(statistics.logprobs, batch.behaviour, mask, c.replay_cap)
     log_ratio = sequence_log_ratio(statistics.logprobs, batch.behaviour, mask)
@@ -129,22 +133,29 @@ def replayed_loss(
 def gradients(
     model: Transformer,
     params: Any,
+    frozen: Any,
     fresh: Fresh,
     replayed: Replayed | None,
     temperature: Array,
     c: ObjectiveConfig,
 ) -> tuple[Any, dict[str, Array]]:
-    """The gradient of the whole objective, and what is to be logged of it.
+    """The gradient of the whole objective in `params`, and what is to be logged of it.
 
+    `params` are the collections of the network's variables that are trained, `frozen` the others (see
+    `learner.state`).
     Fresh and replayed parts are differentiated apart, which costs nothing and gives replay's share of
     the gradient norm.
     """
-    grads, metrics = jax.grad(lambda p: fresh_loss(model, p, fresh, temperature, c), has_aux=True)(params)
+    grads, metrics = jax.grad(
+        lambda p: fresh_loss(model, {**frozen, **p}, fresh, temperature, c), has_aux=True
+    )(params)
     fresh_norm = optax.tree.norm(grads)
     metrics["gradient/fresh"] = fresh_norm
     if replayed is None:
         return grads, metrics
-    more, extra = jax.grad(lambda p: replayed_loss(model, p, replayed, temperature, c), has_aux=True)(params)
+    more, extra = jax.grad(
+        lambda p: replayed_loss(model, {**frozen, **p}, replayed, temperature, c), has_aux=True
+    )(params)
     replay_norm = optax.tree.norm(more)
     share = replay_norm / jnp.maximum(fresh_norm + replay_norm, 1e-12)
     return jax.tree.map(jnp.add, grads, more), {**metrics, **extra, "replay/gradient_share": share}

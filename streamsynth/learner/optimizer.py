@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from streamsynth.errors import UserError
@@ -34,7 +35,7 @@ def _linear(peak: float, steps: int, warmup: int) -> optax.Schedule:
 
 SCHEDULES = {"constant": _constant, "cosine": _cosine, "linear": _linear}
 
-# Matrices decay, in proportion to the learning rate; gains do not.
+# Matrices decay, in proportion to the learning rate; gains and biases do not.
 OPTIMIZERS = {
     "adamw": lambda lr, c: optax.adamw(lr, b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=_matrices),
     # Optax's own `weight_decay_rate` knows no learning rate. The sign is turned before the decay is added.
@@ -64,7 +65,7 @@ def _hidden_matrices(params: Any) -> Any:
     """Muon (Jordan et al. 2024) is for the matrices between hidden states: embeddings stay with Adam."""
 
     def numbers(path: tuple, leaf: Any) -> Any:
-        if path[-1].key in ("embedding", "scale"):
+        if path[-1].key in ("embedding", "head", "scale", "bias"):
             return None
         return optax.contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
@@ -72,17 +73,49 @@ def _hidden_matrices(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    """All but the norms' gains, which have two dimensions too where layers are scanned."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key != "scale", params)
+    """All but gains and biases, which have two dimensions too where layers are scanned."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)
 
 
-def make_optimizer(config: Any, steps: int, group: str = "optimizer") -> optax.GradientTransformation:
+class MasterWeights(NamedTuple):
+    """float32 copies of the parameters, and the state of the optimizer that moves them."""
+
+    weights: Any
+    inner: Any
+
+
+def with_master_weights(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The optimizer for parameters of low precision, run on float32 copies of them.
+
+    A step is often smaller than the distance of neighbouring bfloat16 numbers and would be lost to rounding
+    each time; in the copies it adds up (arXiv 1710.03740, section 3.1).
+    """
+
+    def wide(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), tree)
+
+    def init(params: Any) -> MasterWeights:
+        return MasterWeights(wide(params), optimizer.init(wide(params)))
+
+    def update(grads: Any, state: MasterWeights, params: Any) -> tuple[Any, MasterWeights]:
+        updates, inner = optimizer.update(wide(grads), state.inner, state.weights)
+        weights = optax.apply_updates(state.weights, updates)
+        # Added to the parameters in float32 and rounded once, the difference gives the rounded copies.
+        return jax.tree.map(jnp.subtract, weights, wide(params)), MasterWeights(weights, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def make_optimizer(
+    config: Any, steps: int, group: str = "optimizer", *, master: bool = False
+) -> optax.GradientTransformation:
     """Clipping by global norm, then the optimizer under its schedule; non-finite updates are skipped.
 
     Args:
       config: keys `name`, `learning_rate`, `schedule`, `warmup`, `clip_norm`, `b1`, `b2`, `weight_decay`.
       steps: how many updates the schedule spans.
       group: where the keys stand in the whole config, for messages.
+      master: whether the parameters are of low precision and float32 copies of them are to be kept.
 
     Raises:
       UserError: for a name that is not in the tables.
@@ -96,4 +129,6 @@ def make_optimizer(config: Any, steps: int, group: str = "optimizer") -> optax.G
     chain = optax.chain(
         optax.clip_by_global_norm(config.clip_norm), OPTIMIZERS[config.name](schedule, config)
     )
+    if master:
+        chain = with_master_weights(chain)
     return optax.apply_if_finite(chain, max_consecutive_errors=_NEVER_GIVE_UP)

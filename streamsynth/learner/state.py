@@ -45,7 +45,10 @@ class RunState:
       turn_step: [] int32, steps taken in the present turn; the first one only measures.
       step: [] int32, steps taken in all. It names the random keys and never runs back.
       policy_version: [] int32, updates taken in all, by tuning and by reward.
-      params, reference, opt_state: the policy, the snapshot that KL refers to, the optimizer.
+      params: what is trained of the policy's variables: {"params": tree}, or {"lora": adapter} where the
+        network itself is frozen. Then a checkpoint holds the adapter alone.
+      reference: the snapshot of the same that KL refers to.
+      opt_state: the optimizer's.
       tasks: one TaskState a task.
       patterns, scheduler: their states.
       spread, balance: the running deviations of the parts, and alpha with its target.
@@ -96,7 +99,7 @@ def new_state(
     Args:
       config: the whole config.
       labels: number of labels of each task.
-      params: of the base policy.
+      params: what is trained, before anything.
       opt_state: a fresh one.
       experience: what the patterns of an earlier run had learned.
     """

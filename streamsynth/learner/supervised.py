@@ -26,7 +26,7 @@ class SupervisedBatch:
 
 def supervised_loss(
     model: Transformer,
-    params: Any,
+    variables: Any,
     batch: SupervisedBatch,
     temperature: Array | float,
     prompt_weight: float,
@@ -40,10 +40,10 @@ def supervised_loss(
     The likelihood is that of the policy as it samples at `temperature`: one that fits a set at temperature 1
     and then samples at a lower one writes less diverse texts than the set's.
     """
-    hidden = read_group(model, params, batch.prompts, batch.tokens)
+    hidden = read_group(model, variables, batch.prompts, batch.tokens)
 
     def nll(states, tokens, mask):
-        logprobs = token_statistics(model, params, states, tokens, mask, temperature, chunk).logprobs
+        logprobs = token_statistics(model, variables, states, tokens, mask, temperature, chunk).logprobs
         return -logprobs.sum() / jnp.maximum(mask.sum(), 1)
 
     completion = nll(hidden.before, batch.tokens, batch.mask)
@@ -60,6 +60,7 @@ def supervised_step(
     model: Transformer,
     optimizer: optax.GradientTransformation,
     params: Any,
+    frozen: Any,
     opt_state: Any,
     batch: SupervisedBatch,
     temperature: Array | float = 1.0,
@@ -67,9 +68,10 @@ def supervised_step(
     prompt_weight: float = 0.0,
     chunk: int = 1024,
 ) -> tuple[Any, Any, dict[str, Array]]:
-    """One update by maximum likelihood; `params` and `opt_state` are donated."""
+    """One update by maximum likelihood; `params` and `opt_state` are donated, `frozen` stays."""
     grads, metrics = jax.grad(
-        lambda p: supervised_loss(model, p, batch, temperature, prompt_weight, chunk), has_aux=True
+        lambda p: supervised_loss(model, {**frozen, **p}, batch, temperature, prompt_weight, chunk),
+        has_aux=True,
     )(params)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, metrics

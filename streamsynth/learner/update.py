@@ -122,13 +122,14 @@ def update(
     optimizer: optax.GradientTransformation,
     objective: ObjectiveConfig,
     params: Any,
+    frozen: Any,
     opt_state: Any,
     fresh: Fresh,
     replayed: Replayed | None,
     temperature: Array,
 ) -> tuple[Any, Any, dict[str, Array]]:
     """One step of the optimizer, skipped if not finite; `params` and `opt_state` are donated."""
-    grads, metrics = gradients(model, params, fresh, replayed, temperature, objective)
+    grads, metrics = gradients(model, params, frozen, fresh, replayed, temperature, objective)
     updates, opt_state = optimizer.update(grads, opt_state, params)
     metrics["gradient/norm"] = optax.tree.norm(grads)
     metrics["update/skipped"] = opt_state.total_notfinite

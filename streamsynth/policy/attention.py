@@ -91,7 +91,7 @@ def rotate(x: Array, positions: Array, frequency: Array) -> Array:
 
 
 def visible(query: Array, key: Array, window: int) -> Array:
-    """[*, Q, S] bool: which keys at positions [*, S] each query at [*, Q] sees; a window of 0 has no bound."""
+    """[*, Q, S] bool: which keys at positions [*, S] each query at [*, Q] sees; window 0: all before."""
     query, key = query[..., :, None], key[..., None, :]
     seen = (key >= 0) & (key <= query)
     return seen & (key > query - window) if window else seen

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from streamsynth.errors import UserError
+from streamsynth.policy.lora import LoraConfig
 from streamsynth.policy.transformer import TransformerConfig
 
 _GEMMA = dict(activation="gelu_tanh", norm_offset=1.0, post_norms=True, scaled_embedding=True)
@@ -36,6 +38,33 @@ def family_config(family: str, *, window: int = 0, **shape: Any) -> TransformerC
     if family not in FAMILIES:
         raise UserError(f"policy.family = {family!r} is not known: choose one of {', '.join(FAMILIES)}.")
     if window and family not in LOCAL_LAYERS:
-        raise UserError(f"policy.window = {window}, but the family {family} has no local layers: set it to 0.")
+        raise UserError(
+            f"policy.window = {window}, but the family {family} has no local layers: set it to 0."
+        )
     windows = tuple(window if local else 0 for local in LOCAL_LAYERS[family]) if window else (0,)
     return TransformerConfig(family=family, windows=windows, **FAMILIES[family], **shape)
+
+
+# Keys of the config group `policy` that give the shape of a network of our own.
+_SHAPE = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta", "norm_epsilon")
+# Keys that are a matter of choice for any network, named weights or not.
+_CHOICES = ("param_dtype", "compute_dtype", "logit_dtype", "scan_layers", "remat")
+
+
+def choices(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config group `policy` says of any network: dtypes, how layers are run, the adapter."""
+    lora = group["lora"]
+    adapter = LoraConfig(lora["rank"], lora["alpha"], tuple(lora["modules"])) if lora["rank"] else None
+    return {"lora": adapter, **{name: group[name] for name in _CHOICES}}
+
+
+def own_config(group: Mapping[str, Any], vocab_size: int) -> TransformerConfig:
+    """The network of our own that the config group `policy` describes.
+
+    Raises:
+      UserError: naming the key that does not fit.
+    """
+    shape = {name: group[name] for name in _SHAPE}
+    return family_config(
+        group["family"], window=group["window"], vocab_size=vocab_size, **shape, **choices(group)
+    )

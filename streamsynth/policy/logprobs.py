@@ -48,7 +48,13 @@ def read_group(model: Transformer, variables: Any, prompts: Prompts, tokens: Arr
 
 
 def token_statistics(
-    model: Transformer, variables: Any, hidden: Array, tokens: Array, mask: Array, temperature: Array, chunk: int
+    model: Transformer,
+    variables: Any,
+    hidden: Array,
+    tokens: Array,
+    mask: Array,
+    temperature: Array,
+    chunk: int,
 ) -> TokenStatistics:
     """Log-probabilities of `tokens` [N, T] predicted from `hidden` [N, T, width].
 

@@ -76,9 +76,7 @@ def rollout(
     def step(carry):
         t, tokens, logprobs, done, cache = carry
         token = jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1)
-        hidden, cache = model.apply(
-            variables, token, (offsets + t - 1)[:, None], shared, cache, t - 1
-        )
+        hidden, cache = model.apply(variables, token, (offsets + t - 1)[:, None], shared, cache, t - 1)
         uniform = jax.lax.dynamic_index_in_dim(draws, t, axis=1, keepdims=False)
         drawn, logprob = inverse_cdf(logits_of(hidden[:, 0]), uniform)
         drawn, logprob = jnp.where(done, stops[0], drawn), jnp.where(done, 0.0, logprob)

@@ -1,4 +1,4 @@
-"""A policy on disk: safetensors, its shape as JSON, its tokenizer."""
+"""A policy on disk: safetensors, its shape as JSON, its tokenizer; or the name of the weights it has."""
 
 from __future__ import annotations
 
@@ -12,34 +12,54 @@ import jax
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.flax import load_file
+from safetensors.numpy import save_file
 
 from streamsynth.errors import UserError
-from streamsynth.policy.tokenizer import Tokenizer
-from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.policy.attention import RopeScaling
+from streamsynth.policy.lora import LoraConfig
+from streamsynth.policy.tokenizer import MarkerTokenizer
+from streamsynth.policy.transformer import Transformer, TransformerConfig, param_shapes
 from streamsynth.runtime.files import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
-    """A network, its parameters and its tokenizer; `hash` names what they follow from."""
+    """A network, its parameters and its tokenizer.
+
+    hash: names what they follow from.   origin: the folder of named weights they were read from, or "".
+    """
 
     model: Transformer
     params: Any
-    tokenizer: Tokenizer
+    tokenizer: Any
     hash: str
+    origin: str = ""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the network is applied with."""
+        return {"params": self.params}
 
 
 def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
-    """Writes a policy; policy.json comes last and says that the folder is whole."""
+    """Writes a policy; policy.json comes last and says that the folder is whole.
+
+    Of one with an origin only that and the hash are written: its weights stay where they are.
+    """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    flat = traverse_util.flatten_dict(jax.device_get(policy.params), sep="/")
-    save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, directory / "params.safetensors.new")
-    os.replace(directory / "params.safetensors.new", directory / "params.safetensors")
-    atomic_write(directory / "tokenizer.model", policy.tokenizer.model)
-    shape = {"hash": policy.hash, "transformer": dataclasses.asdict(policy.model.config)}
-    atomic_write(directory / "policy.json", json.dumps(shape, indent=1) + "\n")
+    card: dict[str, Any] = {"hash": policy.hash}
+    if policy.origin:
+        card["origin"] = policy.origin
+    else:
+        flat = traverse_util.flatten_dict(jax.device_get(policy.params), sep="/")
+        save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, directory / "params.safetensors.new")
+        os.replace(directory / "params.safetensors.new", directory / "params.safetensors")
+        for name, content in policy.tokenizer.files().items():
+            atomic_write(directory / name, content)
+        card["transformer"] = dataclasses.asdict(policy.model.config)
+    atomic_write(directory / "policy.json", json.dumps(card, indent=1) + "\n")
 
 
 def has_policy(directory: str | os.PathLike[str]) -> bool:
@@ -47,32 +67,59 @@ def has_policy(directory: str | os.PathLike[str]) -> bool:
     return (pathlib.Path(directory) / "policy.json").exists()
 
 
+def named_weights(directory: str | os.PathLike[str]) -> str | None:
+    """The hash of the named weights that a saved policy refers to; None if it holds its own.
+
+    Raises:
+      UserError: policy.json cannot be read.
+    """
+    try:
+        card = json.loads((pathlib.Path(directory) / "policy.json").read_text())
+        return str(card["hash"]) if "origin" in card else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(directory, error) from error
+
+
 def load_policy(directory: str | os.PathLike[str]) -> Policy:
-    """Reads what `save_policy` wrote.
+    """Reads what `save_policy` wrote of a policy without an origin.
 
     Raises:
       UserError: a file is missing or damaged, or the files do not belong together.
     """
     directory = pathlib.Path(directory)
     try:
-        shape = json.loads((directory / "policy.json").read_text())
-        params = load_file(directory / "params.safetensors")
-        tokenizer = Tokenizer((directory / "tokenizer.model").read_bytes())
-        config, digest = TransformerConfig(**shape["transformer"]), str(shape["hash"])
-        _check_shapes(config, tokenizer, params)
+        card = json.loads((directory / "policy.json").read_text())
+        config, digest = _config(card["transformer"]), str(card["hash"])
+        # Read by way of JAX: numpy alone does not know bfloat16.
+        params = jax.device_get(load_file(directory / "params.safetensors"))
+        tokenizer = MarkerTokenizer((directory / "tokenizer.model").read_bytes())
+        _check_shapes(config, params)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
         # SentencePiece says RuntimeError to a damaged model.
-        raise UserError(
-            f"{directory} holds no readable policy ({error}): remove the folder, and it is made anew."
-        ) from error
+        raise _unreadable(directory, error) from error
     return Policy(Transformer(config), traverse_util.unflatten_dict(params, sep="/"), tokenizer, digest)
 
 
-def _check_shapes(config: TransformerConfig, tokenizer: Tokenizer, params: dict[str, np.ndarray]) -> None:
-    wanted = traverse_util.flatten_dict(
-        jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep="/"
+def _unreadable(directory: str | os.PathLike[str], error: Exception) -> UserError:
+    return UserError(
+        f"{directory} holds no readable policy ({error}): remove the folder, and it is made anew."
     )
+
+
+def _config(values: dict[str, Any]) -> TransformerConfig:
+    """The config from what JSON made of it."""
+    scaling, lora = values.get("rope_scaling"), values.get("lora")
+    return TransformerConfig(
+        **{
+            **values,
+            "windows": tuple(values["windows"]),
+            "rope_scaling": RopeScaling(**scaling) if scaling else None,
+            "lora": LoraConfig(**{**lora, "modules": tuple(lora["modules"])}) if lora else None,
+        }
+    )
+
+
+def _check_shapes(config: TransformerConfig, params: dict[str, np.ndarray]) -> None:
+    wanted = traverse_util.flatten_dict(param_shapes(config), sep="/")
     if {name: leaf.shape for name, leaf in wanted.items()} != {name: p.shape for name, p in params.items()}:
         raise ValueError("the parameters have another shape than policy.json says")
-    if tokenizer.vocab_size != config.vocab_size:
-        raise ValueError("the tokenizer has another vocabulary than policy.json says")

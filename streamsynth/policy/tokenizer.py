@@ -14,7 +14,7 @@ from streamsynth.tasks.task import FIELD_SEPARATOR
 MARKERS = ("<label>", "<example>", "<contrast>", "<write>", FIELD_SEPARATOR)
 
 
-class Tokenizer:
+class MarkerTokenizer:
     """A SentencePiece model whose texts may have fields."""
 
     def __init__(self, model: bytes):
@@ -27,6 +27,10 @@ class Tokenizer:
             self._processor.pad_id(),
         )
         self._field = self.marker(FIELD_SEPARATOR)
+
+    def files(self) -> dict[str, bytes]:
+        """What a folder with this tokenizer must hold, by name."""
+        return {"tokenizer.model": self.model}
 
     def marker(self, piece: str) -> int:
         """The id of a marker; UserError if the vocabulary lacks it."""
@@ -57,7 +61,7 @@ class Tokenizer:
         return f" {FIELD_SEPARATOR} ".join(self._processor.decode(part) for part in parts)
 
 
-def train_tokenizer(corpus: Iterable[str], vocab_size: int, strategies: Sequence[str]) -> Tokenizer:
+def train_tokenizer(corpus: Iterable[str], vocab_size: int, strategies: Sequence[str]) -> MarkerTokenizer:
     """A byte-pair model (arXiv 1508.07909) of at most `vocab_size` pieces, deterministic in its corpus.
 
     Bytes stand in for characters the corpus lacks, so every text can be encoded. Not a unigram model: on a
@@ -81,7 +85,7 @@ def train_tokenizer(corpus: Iterable[str], vocab_size: int, strategies: Sequence
         num_threads=1,
         minloglevel=2,
     )
-    return Tokenizer(model.getvalue())
+    return MarkerTokenizer(model.getvalue())
 
 
 def strategy_marker(name: str) -> str:

@@ -102,7 +102,7 @@ class TransformerConfig:
         for name in ("param_dtype", "compute_dtype", "logit_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise UserError(
-                    f"policy.{name} = {getattr(self, name)!r} is not known: choose one of {', '.join(DTYPES)}."
+                    f"policy.{name} = {getattr(self, name)!r} is unknown: choose one of {', '.join(DTYPES)}."
                 )
 
     @property
