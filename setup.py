@@ -15,6 +15,7 @@ setup(
         "flax>=0.12",
         "importlib_resources",  # needed by TFDS, which does not declare it
         "jax>=0.10",
+        "jinja2>=3.1.6",  # older ones have known ways out of the sandbox that chat templates run in
         "matplotlib>=3.9",
         "ml-collections>=1.1",
         "numpy>=2.0",
@@ -24,6 +25,7 @@ setup(
         "sentencepiece>=0.2",
         "tensorboardX>=2.6",
         "tensorflow-datasets>=4.9.10",
+        "tokenizers>=0.22",
     ],
     extras_require={
         "test": [
@@ -46,7 +48,6 @@ setup(
             "transformers>=4.57",
             "trl>=1.0",
         ],
-        "huggingface": ["jinja2>=3.1", "tokenizers>=0.22"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
     },

@@ -12,7 +12,7 @@ import pathlib
 
 from streamsynth import assemble, config, pretrain
 from streamsynth.evaluation import diversity, measure
-from streamsynth.stream.prompts import PromptFormat, tokenise
+from streamsynth.stream.markers import MarkerFormat
 from streamsynth.tasks.worlds import STREAM_WORLDS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -28,12 +28,11 @@ def main() -> None:
     run = config.load(str(ROOT / "configs" / f"quickstart.py:seed={seed}"), {"stream.tasks": names})
     tasks = assemble.load_tasks(run)
     policy = pretrain.base_policy(run, tasks, cache_dir=assemble.cache_directory(run))
-    form = PromptFormat(policy.tokenizer, run.rollout.prompt_length, run.rollout.completion_length)
+    form = MarkerFormat(policy.tokenizer, run.rollout.prompt_length, run.rollout.completion_length)
     found = {}
     for task in tasks:
-        tokens = tokenise(task, policy.tokenizer)
         drawn = measure.draw(
-            policy.model, policy.params, form, task, tokens, run, seed=seed, place=lambda tree: tree
+            policy.model, policy.variables, form, task, run, seed=seed, place=lambda tree: tree
         )
         count = run.evaluation.diversity_texts
         real = diversity.measure([example.text for example in task.train], count, seed)

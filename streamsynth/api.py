@@ -19,12 +19,14 @@ from ml_collections import ConfigDict
 
 from streamsynth import assemble as assemble_lib
 from streamsynth import config as config_lib
-from streamsynth import pretrain
 from streamsynth import synthesize as synthesize_lib
 from streamsynth import train as train_lib
 from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
-from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
+from streamsynth.policy.huggingface.adapters import save_adapter
+from streamsynth.policy.huggingface.architectures import read_context
+from streamsynth.policy.huggingface.writing import save_model
+from streamsynth.policy.store import Policy, has_policy, save_policy
 from streamsynth.runtime.files import atomic_write
 from streamsynth.stream import patterns
 from streamsynth.workdir import Workdir
@@ -59,11 +61,11 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     if has_policy(place.policy):
         if init_from is not None and place.experience() is None:
             raise UserError(f"{place.path} holds a run that began without --init_from: leave it out.")
-        policy = load_policy(place.policy)
+        policy = assemble_lib.stored_policy(config, place.policy)
         place.write_config(config)
     else:
         if init_from is None:
-            policy = pretrain.base_policy(config, tasks, cache_dir=assemble_lib.cache_directory(config))
+            policy = assemble_lib.base_policy(config, tasks)
         else:
             policy, learned = _experience(init_from, config)
         # The policy comes last: where it is, the rest is, and a kill in between starts over.
@@ -128,6 +130,44 @@ def results(workdir: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def export(workdir: Path, output: Path, adapter: bool = False) -> None:
+    """Writes the latest policy of a run as a Hugging Face folder that other programs load.
+
+    Args:
+      workdir: the run's.
+      output: the folder.
+      adapter: of a policy that was trained with LoRA, the adapter alone, as PEFT keeps it; otherwise the
+        whole model, with the adapter merged into it.
+
+    Raises:
+      UserError: there is a model in the folder already, or no adapter by itself.
+    """
+    setting, state, _ = _finished(workdir)
+    policy, network, output = setting.policy, setting.model.config, pathlib.Path(output)
+    tokenizer = policy.tokenizer
+    if adapter:
+        if network.lora is None or not policy.origin:
+            raise UserError(
+                f"{workdir} has no adapter on named weights (policy.init, policy.lora.rank): export the "
+                "whole model, without --adapter."
+            )
+        save_adapter(output, network, state.params["lora"], base=policy.origin)
+        for name, content in tokenizer.files().items():
+            atomic_write(output / name, content)
+        return
+    r = setting.config.rollout
+    save_model(
+        output,
+        network,
+        assemble_lib.trained(setting, state),
+        files=tokenizer.files(),
+        bos=tokenizer.bos,
+        eos=tokenizer.stops,
+        pad=tokenizer.pad,
+        context=read_context(policy.origin) if policy.origin else r.prompt_length + r.completion_length,
+    )
+
+
 def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     """The fixed parts and the latest state of a run."""
     place = Workdir(workdir)
@@ -136,7 +176,8 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
     tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
-    setting = assemble_lib.assemble(config, tasks, load_policy(place.policy), place.experience())
+    policy = assemble_lib.stored_policy(config, place.policy)
+    setting = assemble_lib.assemble(config, tasks, policy, place.experience())
     return setting, place.restore(assemble_lib.first_state(setting)), place
 
 
@@ -151,7 +192,9 @@ def _experience(init_from: Path, config: ConfigDict) -> tuple[Policy, patterns.S
             )
     policy = setting.policy
     digest = f"{policy.hash}+{int(state.policy_version)}"
-    return Policy(policy.model, state.params, policy.tokenizer, digest), state.patterns
+    return Policy(
+        policy.model, assemble_lib.trained(setting, state), policy.tokenizer, digest
+    ), state.patterns
 
 
 def _commit() -> str | None:

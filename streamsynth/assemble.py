@@ -21,13 +21,15 @@ from streamsynth.learner.collect import Featurizer
 from streamsynth.learner.objective import ObjectiveConfig
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_state
-from streamsynth.policy.families import own_config
-from streamsynth.policy.lora import adapter_axes, init_adapter
-from streamsynth.policy.store import Policy
+from streamsynth.policy.families import choices, own_config
+from streamsynth.policy.huggingface.architectures import read_config
+from streamsynth.policy.lora import adapter_axes, init_adapter, merge
+from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
+from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.policy.transformer import logical_axes
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
-from streamsynth.stream.markers import MarkerFormat
+from streamsynth.stream.formats import make_format
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
@@ -96,8 +98,70 @@ def check(config: Any) -> None:
         )
     make_optimizer(config.optimizer, 1)
     make_optimizer(config.pretrain.optimizer, 1, "pretrain.optimizer")
+    if config.supervised.held_out >= config.stream.examples_per_label:
+        raise UserError(
+            f"supervised.held_out = {config.supervised.held_out} leaves none of the "
+            f"stream.examples_per_label = {config.stream.examples_per_label} examples to tune to: lower it."
+        )
     own_config(config.policy, config.policy.vocab_size)
+    folder = weights_folder(config)
+    if folder is not None:
+        read_config(folder, **choices(config.policy))
+        r = config.rollout
+        make_format(config.policy.format, load_tokenizer(folder), r.prompt_length, r.completion_length)
+    elif config.policy.format not in ("auto", "markers"):
+        raise UserError(
+            f'policy.format = "{config.policy.format}" is for named weights, and ours are trained on '
+            'markers; set policy.init, or policy.format = "auto".'
+        )
     pretrain.check_sources(config)
+
+
+def weights_folder(config: Any) -> str | None:
+    """The folder of the weights that `policy.init` names, or None for a policy of our own.
+
+    Raises:
+      UserError: it names something else.
+    """
+    kind, _, folder = config.policy.init.partition(":")
+    if not config.policy.init:
+        return None
+    if kind != "hf" or not folder:
+        raise UserError(
+            f"policy.init = {config.policy.init!r} names no weights: give hf:DIR, or leave it empty for a "
+            "policy of our own."
+        )
+    return folder
+
+
+def base_policy(config: Any, tasks: Sequence[Task]) -> Policy:
+    """The base policy of a config: of the named weights, or one of our own, pretrained now or before.
+
+    Raises:
+      UserError: the weights cannot be read, or a pretraining source is also in the stream.
+    """
+    folder = weights_folder(config)
+    if folder is None:
+        return pretrain.base_policy(config, tasks, cache_dir=cache_directory(config))
+    return read_weights(folder, mesh_lib.make_mesh(config.mesh.to_dict()), **choices(config.policy))
+
+
+def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
+    """The base policy of a run, from the folder that `save_policy` wrote.
+
+    Raises:
+      UserError: it is damaged, or the named weights are not those that the run began with.
+    """
+    was = named_weights(directory)
+    if was is None:
+        return load_policy(directory)
+    policy = base_policy(config, ())
+    if policy.hash != was:
+        raise UserError(
+            f"{policy.origin} holds other weights ({policy.hash}) than those this run began with ({was}): "
+            "point policy.init at those, or use a new --workdir."
+        )
+    return policy
 
 
 def load_tasks(config: Any) -> tuple[Task, ...]:
@@ -146,7 +210,7 @@ def assemble(
     """
     r, f = config.rollout, config.feedback
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
-    form = MarkerFormat(policy.tokenizer, r.prompt_length, r.completion_length)
+    form = make_format(config.policy.format, policy.tokenizer, r.prompt_length, r.completion_length)
     network = policy.model.config
     axes = logical_axes(network)
     shardings = mesh_lib.param_shardings(policy.params, axes, mesh)
@@ -224,6 +288,13 @@ def first_state(setting: Setting) -> RunState:
     labels = tuple(len(task.labels) for task in setting.tasks)
     state = new_state(setting.config, labels, params, opt_state, setting.experience)
     return on_mesh(setting, state.replace(reference=copy(setting.initial)))
+
+
+def trained(setting: Setting, state: RunState) -> Any:
+    """The parameters of a state's policy as one network, an adapter merged into it."""
+    if "lora" not in state.params:
+        return state.params["params"]
+    return merge(setting.model.config.lora, setting.policy.params, state.params["lora"])
 
 
 def on_mesh(setting: Setting, state: RunState) -> RunState:

@@ -4,6 +4,7 @@
     streamsynth synthesize --workdir=DIR --task=TASK --rows=1000 --output=DIR
     streamsynth evaluate --workdir=DIR
     streamsynth report --workdir=DIR
+    streamsynth export --workdir=DIR --output=DIR [--adapter]
 
 What the user can mend ends with exit code 2 and one sentence on standard error.
 """
@@ -86,7 +87,20 @@ def _report(arguments: dict, overrides: dict[str, str]) -> None:
     api.report(arguments["workdir"])
 
 
-_VERBS = {"train": _train, "synthesize": _synthesize, "evaluate": _evaluate, "report": _report}
+def _export(arguments: dict, overrides: dict[str, str]) -> None:
+    from streamsynth import api
+
+    del overrides
+    api.export(**arguments)
+
+
+_VERBS = {
+    "train": _train,
+    "synthesize": _synthesize,
+    "evaluate": _evaluate,
+    "report": _report,
+    "export": _export,
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("evaluate", "Evaluates the policy of a run on every task of its stream.")
     add("report", "Writes the report of a run anew.")
+    export = add("export", "Writes the trained policy as a Hugging Face folder.")
+    export.add_argument("--output", required=True, metavar="DIR", help="the folder for model and tokenizer")
+    export.add_argument(
+        "--adapter", action="store_true", help="write the LoRA adapter alone, as PEFT keeps it"
+    )
     return parser
 
 

@@ -18,18 +18,16 @@ from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner import balance
 from streamsynth.learner.collect import Scored, Written, score, write
-from streamsynth.learner.lessons import lesson_batch, task_lesson
 from streamsynth.learner.objective import Fresh
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import RunState, new_task
-from streamsynth.learner.supervised import supervised_step
 from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import balanced_labels
 from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
+from streamsynth.tuning import example_features, spread_out_rows, tune
 
 
 def begin_turn(
@@ -49,7 +47,7 @@ def begin_turn(
         state = _forget(setting, state)
     state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
 
-    rows, features, quality, statistics = [], [], [], []
+    rows, features, quality, statistics, held_out = [], [], [], [], []
 
     def written(params: Any, version: int, purpose: str, *steps: int) -> Assessment:
         """Writes a batch with the given parameters; what is kept of it goes into `rows`."""
@@ -76,8 +74,9 @@ def begin_turn(
     for round_ in range(config.supervised.rounds):
         for batch in range(config.supervised.batches):
             written(state.params, int(state.policy_version), "explore", step, round_, batch)
-        chosen = _spread_out(setting, turn, rows, features) if config.supervised.rows else []
-        state = _tuned(setting, state, chosen, round_)
+        chosen = spread_out_rows(setting, turn, rows, features) if config.supervised.rows else []
+        state, losses = tune(setting, state, chosen, round_)
+        held_out += losses
     reference = state.params if config.learner.kl_reference == "turn" else setting.initial
     state = state.replace(
         reference=assemble_lib.copy(reference),
@@ -91,6 +90,8 @@ def begin_turn(
         "diversity/target": target,
         "kept": len(rows),
     }
+    if held_out:
+        figures |= {"supervised/held_out_before": held_out[0], "supervised/held_out": held_out[-1]}
     return assemble_lib.on_mesh(setting, state), figures, rows
 
 
@@ -179,6 +180,7 @@ def learn(
             for name, part in scores.parts.items()
         },
         **{f"gate/{name}": share for name, share in scored.gates.shares().items()},
+        **{f"reject/{name}": written.rejections.count(name) for name in set(written.rejections) - {""}},
         **assessment.metrics,
         **metrics,
         "kept": keep.sum(),
@@ -310,64 +312,12 @@ def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: i
     ]
 
 
-def _tuned(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) -> RunState:
-    """Maximum likelihood on the examples and the given rows: each is a target of prompts that show others."""
-    config, task = setting.config, setting.tasks[int(state.turn)]
-    s = config.supervised
-    texts = (*task.examples, *rows)
-    lessons = [task_lesson(task.brief, label, texts) for label in task.labels]
-    params, opt_state = state.params, state.opt_state
-    for i in range(s.steps):
-        rng = numpy_rng(config.seed, "supervised", int(state.step), round_, i)
-        drawn = [lessons[k] for k in balanced_labels(config.rollout.prompts, len(lessons), rng)]
-        batch = setting.place(lesson_batch(setting.form, drawn, rng, s.samples))
-        params, opt_state, _ = supervised_step(
-            setting.model,
-            setting.optimizer,
-            params,
-            setting.frozen,
-            opt_state,
-            batch,
-            np.float32(config.rollout.temperature),
-            prompt_weight=s.prompt_weight,
-        )
-    version = np.int32(state.policy_version + s.steps)
-    return state.replace(params=params, opt_state=opt_state, policy_version=version)
-
-
-def _spread_out(
-    setting: Setting, turn: int, rows: Sequence[Row], features: Sequence[np.ndarray]
-) -> list[Row]:
-    """Of each label the `supervised.rows` rows that add most to its examples and to each other."""
-    config, task = setting.config, setting.tasks[turn]
-    if not rows:
-        return []
-    of_rows, (of_examples, label) = np.concatenate(features), _examples(setting, turn)
-    chosen = []
-    for k, name in enumerate(task.labels):
-        own = [i for i, row in enumerate(rows) if row.label == name]
-        order = diversity.spread_out(
-            of_rows[own], config.supervised.rows, config.feedback.ridge, of_examples[label == k]
-        )
-        chosen += [rows[own[i]] for i in order]
-    return chosen
-
-
 def _statistic_of_examples(setting: Setting, turn: int) -> float:
-    features, label = _examples(setting, turn)
+    features, label = example_features(setting, turn)
     found, valid = diversity.statistic(
         jnp.asarray(features), jnp.ones(len(label)), jnp.asarray(label), len(setting.tasks[turn].labels)
     )
     return balance.target_from(found, valid)
-
-
-def _examples(setting: Setting, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """The features [M, D] and labels [M] of a task's examples."""
-    task = setting.tasks[turn]
-    texts = [example.text for example in task.examples]
-    label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
-    tokens, mask = setting.form.pad_completions([setting.form.answer(task.brief, text) for text in texts])
-    return np.asarray(setting.featurize(texts, tokens, mask)), label
 
 
 def _forget(setting: Setting, state: RunState) -> RunState:

@@ -17,8 +17,9 @@ from streamsynth.runtime.files import atomic_write
 from streamsynth.runtime.journal import Journal
 from streamsynth.stream import patterns
 
-# Keys that may differ between a run and its continuation: they change nothing of what is computed.
-_FREE = ("checkpoint.", "cache_dir")
+# Keys that may differ between a run and its continuation: they change nothing of what is computed. Named
+# weights may move: what they are is held by their hash.
+_FREE = ("checkpoint.", "cache_dir", "policy.init")
 # What of the patterns says something about tasks never seen.
 _EXPERIENCE = ("shared_count", "shared_advantage")
 

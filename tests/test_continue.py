@@ -91,7 +91,7 @@ def test_a_new_stream_with_old_experience(finished, tmp_path):
     assert np.array(results["transfer_matrix"]).shape == (2, 1)
     was, now = runs.state(finished.workdir), runs.state(workdir)
     for path, leaf in traverse_util.flatten_dict(load_policy(workdir / "policy").params, sep="/").items():
-        np.testing.assert_array_equal(leaf, was[f"params/{path}"])
+        np.testing.assert_array_equal(leaf, was[f"params/params/{path}"])
     # The turn's four batches of 40 add to what was inherited, decayed with each; statistics by task start
     # from nothing.
     decay = config.patterns.shared_decay

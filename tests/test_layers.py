@@ -16,6 +16,7 @@ LAYERS = (
     ("api",),
     ("train", "synthesize"),
     ("turn",),
+    ("tuning",),
     ("assemble", "workdir"),
     ("pretrain",),
     ("evaluation",),
@@ -27,7 +28,7 @@ LAYERS = (
     ("tasks",),
     ("runtime",),
     ("validate",),
-    ("config", "defaults"),
+    ("config", "defaults", "presets"),
     ("pytrees", "errors", "keys"),
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}

@@ -8,16 +8,18 @@ import tiny
 
 from streamsynth.learner import lessons as lessons_lib
 from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
+from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat
-from streamsynth.tasks.task import Example, Task
+from streamsynth.stream.prompts import SHOWN, SOURCES
+from streamsynth.tasks.task import Brief, Example, Task
 
-FORM = PromptFormat(tiny.tokenizer(), 240, 48)
+FORM = MarkerFormat(tiny.tokenizer(), 240, 48)
+BRIEF = Brief("", ("text",), "classification")
 
 
 def lessons_of(task: Task) -> list[Lesson]:
     """One lesson a label, from the task's examples alone."""
-    return [task_lesson(label, task.examples) for label in task.labels]
+    return [task_lesson(task.brief, label, task.examples) for label in task.labels]
 
 
 def texts_after(marker, ids):
@@ -68,7 +70,7 @@ def test_prompts_show_what_their_strategy_says_and_never_a_target():
 
 def test_targets_come_first_where_texts_are_few():
     def rows_of(*texts):
-        lesson = task_lesson("a", [Example(str(i), (text,), "a") for i, text in enumerate(texts)])
+        lesson = task_lesson(BRIEF, "a", [Example(str(i), (text,), "a") for i, text in enumerate(texts)])
         return read(lesson_batch(FORM, [lesson] * 12, np.random.default_rng(1), 2), 2)
 
     for _, _, own, others, targets in rows_of("only one"):
@@ -82,8 +84,8 @@ def test_targets_come_first_where_texts_are_few():
 
 
 def test_no_text_and_texts_that_are_too_long_leave_empty_rows():
-    long = task_lesson("a", [Example("1", ("the " * 60,), "a")])
-    none = task_lesson("a", [Example("1", ("a text",), "b")])
+    long = task_lesson(BRIEF, "a", [Example("1", ("the " * 60,), "a")])
+    none = task_lesson(BRIEF, "a", [Example("1", ("a text",), "b")])
     batch = lesson_batch(FORM, [long, none], np.random.default_rng(0), 2)
     assert batch.tokens.shape == (4, 48) and not batch.mask.any()
 
@@ -132,7 +134,7 @@ def test_the_target_is_the_candidate_most_like_the_sources_and_no_other_text_cou
         "we buy red tea here",
         "nothing like any other",
     ]
-    lesson = Lesson("a", lambda rng, n: [*shown, *candidates][:n], lambda rng, n: [])
+    lesson = Lesson(BRIEF, "a", lambda rng, n: [*shown, *candidates][:n], lambda rng, n: [])
     ((_, _, own, _, targets),) = read(lesson_batch(FORM, [lesson], np.random.default_rng(0), 1), 1)
     assert own == shown[::-1]
     assert targets == [target]
@@ -156,6 +158,7 @@ def test_a_batch_follows_from_its_generator():
 def test_a_source_without_end_serves_too():
     counter = itertools.count()
     lesson = Lesson(
+        BRIEF,
         "some_label",
         lambda rng, n: [f"a {next(counter)}" for _ in range(n)],
         lambda rng, n: ["the other"] * n,

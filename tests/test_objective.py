@@ -165,7 +165,7 @@ def test_entropy_is_that_of_the_tempered_distributions(fresh):
     @tiny.quick_jit
     def all_logits(params):
         hidden = read_group(tiny.MODEL, params, fresh.prompts, fresh.tokens).before
-        return tiny.MODEL.apply({"params": params}, hidden, method="logits")
+        return tiny.MODEL.apply(params, hidden, method="logits")
 
     logits = np.asarray(all_logits(tiny.params()), np.float64) / 0.9
     logprobs = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
@@ -242,7 +242,7 @@ def test_gradients_are_the_sum_and_tell_replays_share(fresh, replayed):
 
     @tiny.quick_jit
     def both(params):
-        return objective.gradients(tiny.MODEL, params, fresh, batch, TEMPERATURE, config)
+        return objective.gradients(tiny.MODEL, params, {}, fresh, batch, TEMPERATURE, config)
 
     grads, metrics = both(tiny.params())
     of_fresh = tiny.flat(fresh_value_and_grad(fresh)[1])

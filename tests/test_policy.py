@@ -34,7 +34,7 @@ EOS = 2
 
 @pytest.fixture(scope="module")
 def params():
-    return init_params(CONFIG, jax.random.key(0))
+    return {"params": init_params(CONFIG, jax.random.key(0))}
 
 
 def make_prompts(rng, batch, length, vocab=61):
@@ -47,8 +47,8 @@ def make_prompts(rng, batch, length, vocab=61):
 @functools.partial(jax.jit, static_argnames="model")
 def plain_sequence(model, params, tokens, temperature):
     positions = jnp.arange(tokens.shape[1])[None]
-    hidden, _ = model.apply({"params": params}, tokens, positions)
-    return jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits") / temperature, axis=-1)
+    hidden, _ = model.apply(params, tokens, positions)
+    return jax.nn.log_softmax(model.apply(params, hidden, method="logits") / temperature, axis=-1)
 
 
 def plain_logprobs(model, params, prompts, tokens, mask, temperature):
@@ -106,13 +106,13 @@ def test_greedy_text_of_a_real_llama(shared):
     # Near temperature 0 the sampler is greedy. The end-of-text id is one that never comes.
     drawn = rollout(
         Transformer(config),
-        params,
+        {"params": params},
         start,
         sample_keys(jax.random.key(0), 1, 1),
         1e-5,
         samples=1,
         length=200,
-        eos=-1,
+        stops=(-1,),
     )
     assert [int(t) for t in drawn.tokens[0]] == expected[-200:]
 
@@ -125,7 +125,9 @@ def test_rollout_logprobs_are_those_of_the_plain_sequence(params, shape, seed):
     prompts = make_prompts(np.random.default_rng(seed), batch, prompt)
     keys = sample_keys(purpose_key(seed, "rollout", 0), batch, group)
     model = Transformer(CONFIG)
-    drawn = jax.device_get(rollout(model, params, prompts, keys, 1.3, samples=group, length=length, eos=EOS))
+    drawn = jax.device_get(
+        rollout(model, params, prompts, keys, 1.3, samples=group, length=length, stops=(EOS,))
+    )
     forced = group_logprobs(model, params, prompts, drawn.tokens, drawn.mask, 1.3, chunk=5)
     np.testing.assert_allclose(drawn.logprobs, forced.logprobs, atol=1e-4)
     expected = plain_logprobs(model, params, prompts, drawn.tokens, drawn.mask, 1.3)
@@ -159,7 +161,7 @@ def test_scanned_layers_equal_unrolled_ones(params, remat):
     tokens = rng.integers(3, 61, size=(6, 5)).astype(np.int32)
     mask = np.ones((6, 5), bool)
     scanned = Transformer(dataclasses.replace(CONFIG, scan_layers=True, remat=remat))
-    stacked = stack_layers(params, CONFIG.layers)
+    stacked = {"params": stack_layers(params["params"], scanned.config)}
 
     def run(model, p):
         return jax.value_and_grad(lambda p: group_logprobs(model, p, prompts, tokens, mask).logprobs.sum())(p)
@@ -169,16 +171,16 @@ def test_scanned_layers_equal_unrolled_ones(params, remat):
     np.testing.assert_allclose(value, scanned_value, rtol=1e-5)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4),
-        stack_layers(grad, CONFIG.layers),
-        scanned_grad,
+        stack_layers(grad["params"], scanned.config),
+        scanned_grad["params"],
     )
     keys = sample_keys(jax.random.key(1), 2, 3)
-    one = rollout(Transformer(CONFIG), params, prompts, keys, 1.0, samples=3, length=5, eos=EOS)
-    two = rollout(scanned, stacked, prompts, keys, 1.0, samples=3, length=5, eos=EOS)
+    one = rollout(Transformer(CONFIG), params, prompts, keys, 1.0, samples=3, length=5, stops=(EOS,))
+    two = rollout(scanned, stacked, prompts, keys, 1.0, samples=3, length=5, stops=(EOS,))
     np.testing.assert_array_equal(one.tokens, two.tokens)
     assert jax.tree.structure(
         logical_axes(scanned.config), is_leaf=lambda x: isinstance(x, tuple)
-    ) == jax.tree.structure(stacked)
+    ) == jax.tree.structure(stacked["params"])
 
 
 def test_every_parameter_has_logical_axes():
@@ -197,7 +199,7 @@ def test_prompt_is_kept_once_not_once_a_sample(params):
         prompts = make_prompts(np.random.default_rng(0), 2, 512)
         keys = sample_keys(jax.random.key(0), 2, samples)
         compiled = rollout.lower(
-            model, params, prompts, keys, 1.0, samples=samples, length=2, eos=EOS
+            model, params, prompts, keys, 1.0, samples=samples, length=2, stops=(EOS,)
         ).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -210,7 +212,7 @@ def test_training_never_makes_all_logits():
     config = TransformerConfig(
         vocab_size=4096, width=16, layers=1, heads=2, kv_heads=1, head_width=8, mlp_width=16
     )
-    params = init_params(config, jax.random.key(0))
+    params = {"params": init_params(config, jax.random.key(0))}
     prompts = make_prompts(np.random.default_rng(0), 8, 4, 4096)
     tokens, mask = np.ones((64, 32), np.int32), np.ones((64, 32), bool)
 
@@ -248,12 +250,12 @@ def test_no_two_samples_of_a_run_share_their_randomness():
     config = TransformerConfig(
         vocab_size=64, width=8, layers=1, heads=1, kv_heads=1, head_width=8, mlp_width=8
     )
-    params = jax.tree.map(jnp.zeros_like, init_params(config, jax.random.key(0)))
+    params = {"params": jax.tree.map(jnp.zeros_like, init_params(config, jax.random.key(0)))}
     prompts = make_prompts(np.random.default_rng(0), 8, 3, 64)
     seen = []
     for step in range(5):
         keys = sample_keys(purpose_key(0, "rollout", step), 8, 16)
-        drawn = rollout(Transformer(config), params, prompts, keys, 1.0, samples=16, length=4, eos=-1)
+        drawn = rollout(Transformer(config), params, prompts, keys, 1.0, samples=16, length=4, stops=(-1,))
         seen += [tuple(row) for row in np.asarray(drawn.tokens)]
     # 640 draws from 64^4 equally likely texts: 0.012 repeats are expected; three have chance 3e-7.
     assert len(seen) - len(set(seen)) < 3
@@ -263,7 +265,7 @@ def test_completions_end_at_the_end_of_text(params):
     prompts = make_prompts(np.random.default_rng(0), 4, 5)
     keys = sample_keys(jax.random.key(3), 4, 32)
     drawn = jax.device_get(
-        rollout(Transformer(CONFIG), params, prompts, keys, 3.0, samples=32, length=30, eos=EOS)
+        rollout(Transformer(CONFIG), params, prompts, keys, 3.0, samples=32, length=30, stops=(EOS,))
     )
     assert 0 < drawn.finished.sum() < len(drawn.finished)
     for tokens, mask, logprobs, finished in zip(
@@ -282,7 +284,7 @@ def test_impossible_shapes_are_refused(change):
 
 def test_norm_is_float32_exact():
     x = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32) * 100
-    norm = RMSNorm(1e-6)
+    norm = RMSNorm(CONFIG)
     got = norm.apply(nn.meta.unbox(norm.init(jax.random.key(0), x)), x)
     x64 = x.astype(np.float64)
     np.testing.assert_allclose(got, x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6), rtol=1e-5)

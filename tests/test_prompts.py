@@ -7,14 +7,22 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from streamsynth.errors import UserError
-from streamsynth.policy.tokenizer import MARKERS, Tokenizer, strategy_marker, train_tokenizer
+from streamsynth.policy.tokenizer import MARKERS, MarkerTokenizer, strategy_marker, train_tokenizer
+from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat, balanced_labels, render, tokenise
+from streamsynth.stream.prompts import SHOWN, SOURCES, Answer, balanced_labels, label_text, render
 from streamsynth.tasks import worlds
-from streamsynth.tasks.task import FIELD_SEPARATOR, Example, Task, join_fields, split_fields
+from streamsynth.tasks.task import FIELD_SEPARATOR, Brief, Example, Task, join_fields, split_fields
 
-# Ids below this one are markers, bytes and other pieces that no sentence of these tests has.
-WORDS = st.lists(st.integers(300, 340), max_size=12)
+WORD = st.sampled_from(sorted({word for text in worlds.corpus(0, 40) for word in text.split()}))
+TEXT = st.lists(WORD, max_size=12).map(" ".join)
+# They say nothing of a task: that it has one field, or two, matters only where an answer is read.
+BRIEF = Brief("", ("text",), "classification")
+PAIR = Brief("", ("premise", "hypothesis"), "pair")
+
+
+def encode(text):
+    return tuple(tiny.tokenizer().encode(text))
 
 
 def special_ids():
@@ -46,27 +54,28 @@ def parse(ids):
 @given(
     length=st.integers(5, 60),
     strategy=st.integers(0, len(STRATEGIES) - 1),
-    label=st.lists(st.integers(300, 340), min_size=1, max_size=8),
-    own=st.lists(WORDS, max_size=6),
-    others=st.lists(WORDS, max_size=3),
+    label=st.lists(WORD, min_size=1, max_size=8).map("_".join),
+    own=st.lists(TEXT, max_size=6),
+    others=st.lists(TEXT, max_size=3),
 )
 def test_a_prompt_never_exceeds_its_length_and_leaves_out_whole_texts(length, strategy, label, own, others):
-    form = PromptFormat(tiny.tokenizer(), length, 8)
-    ids, fits = form.prompt(strategy, label, own, others)
+    form = MarkerFormat(tiny.tokenizer(), length, 8)
+    ids, fits = form.prompt(BRIEF, strategy, label, own, others)
     assert len(ids) <= length
     parsed, label_ids, contrasts, examples = parse(ids)
     assert parsed == strategy
-    assert label_ids == tuple(label)[: length - 4] and len(label_ids) > 0
+    assert label_ids == encode(label_text(label))[: length - 4] and len(label_ids) > 0
     assert len(fits) == len(own) + len(others)
     # From the end of the prompt backwards: the label's own texts in their order, then the others in theirs.
-    kept = [tuple(text) for text, fit in zip((*own, *others), fits, strict=True) if fit]
+    kept = [encode(text) for text, fit in zip((*own, *others), fits, strict=True) if fit]
     assert examples[::-1] == kept[: sum(fits[: len(own)])]
     assert contrasts[::-1] == kept[sum(fits[: len(own)]) :]
     # Each text had its chance with what those before it had left over, the label's own texts first.
     room = length - 4 - len(label_ids)
     for text, fit in zip((*own, *others), fits, strict=True):
-        assert fit == (len(text) + 1 <= room)
-        room -= (len(text) + 1) * fit
+        size = 1 + len(encode(text))
+        assert fit == (size <= room)
+        room -= size * fit
     prompts = form.pad_prompts([ids], [0], [strategy])
     assert prompts.tokens.shape == prompts.mask.shape == (1, length)
     assert prompts.mask[0].sum() == len(ids) and (prompts.tokens[0][prompts.mask[0]] == ids).all()
@@ -75,21 +84,22 @@ def test_a_prompt_never_exceeds_its_length_and_leaves_out_whole_texts(length, st
 @pytest.mark.parametrize("prompt_length", [240, 60, 30, 12])
 def test_shown_examples_are_those_in_the_prompt(prompt_length):
     task, rng = tiny.world_task(), np.random.default_rng(0)
-    form, tokens = PromptFormat(tiny.tokenizer(), prompt_length, 24), tokenise(task, tiny.tokenizer())
+    form = MarkerFormat(tiny.tokenizer(), prompt_length, 24)
     label = balanced_labels(20, len(task.labels), rng)
     strategy = np.arange(20) % len(STRATEGIES)
-    rendered = render(form, tokens, label, strategy, rng)
+    rendered = render(form, task, label, strategy, rng)
     by_id, dropped = {e.id: e for e in task.examples}, 0
     for b in range(20):
         prompt = rendered.prompts.tokens[b][rendered.prompts.mask[b]]
         parsed, name, contrasts, examples = parse(prompt)
-        assert parsed == strategy[b] and name == tokens.names[label[b]][: prompt_length - 4]
+        assert parsed == strategy[b]
+        assert name == encode(label_text(task.labels[label[b]]))[: prompt_length - 4]
         shown = [by_id[i] for i in rendered.shown[b]]
         own = [e for e in shown if e.label == task.labels[label[b]]]
         others = [e for e in shown if e.label != task.labels[label[b]]]
         assert shown == own + others and len(set(rendered.shown[b])) == len(shown)
-        assert examples[::-1] == [tuple(form.tokenizer.encode(e.text)) for e in own]
-        assert contrasts[::-1] == [tuple(form.tokenizer.encode(e.text)) for e in others]
+        assert examples[::-1] == [encode(e.text) for e in own]
+        assert contrasts[::-1] == [encode(e.text) for e in others]
         dropped += sum(SHOWN[STRATEGIES[strategy[b]]]) - len(shown)
     assert rendered.dropped == dropped
     assert (dropped == 0) == (prompt_length == 240)
@@ -99,14 +109,15 @@ def test_shown_examples_are_those_in_the_prompt(prompt_length):
 @pytest.mark.parametrize(("name", "count"), [("vary_one", 1), ("combine_two", 2)])
 def test_what_a_strategy_starts_from_stands_next_to_write_however_little_fits(name, count):
     assert SOURCES[name] == count
-    tokens = tokenise(tiny.world_task(), tiny.tokenizer())
-    text_of = dict(zip(sum(tokens.ids, ()), sum(tokens.examples, ()), strict=True))
+    task = tiny.world_task()
+    text_of = {e.id: encode(e.text) for e in task.examples}
     longest = max(map(len, text_of.values()))
-    label, strategy = np.arange(12) % len(tokens.names), np.full(12, STRATEGIES.index(name))
+    longest_label = max(len(encode(label_text(label))) for label in task.labels)
+    label, strategy = np.arange(12) % len(task.labels), np.full(12, STRATEGIES.index(name))
     ample, scarce = (
         render(
-            PromptFormat(tiny.tokenizer(), 4 + max(map(len, tokens.names)) + shown * (longest + 1), 24),
-            tokens,
+            MarkerFormat(tiny.tokenizer(), 4 + longest_label + shown * (longest + 1), 24),
+            task,
             label,
             strategy,
             np.random.default_rng(0),
@@ -124,9 +135,9 @@ def test_what_a_strategy_starts_from_stands_next_to_write_however_little_fits(na
 
 def test_examples_are_drawn_afresh_and_follow_from_the_generator():
     task = tiny.world_task()
-    form, tokens = PromptFormat(tiny.tokenizer(), 96, 24), tokenise(task, tiny.tokenizer())
+    form = MarkerFormat(tiny.tokenizer(), 96, 24)
     label, strategy = np.zeros(12, int), np.full(12, STRATEGIES.index("vary_one"))
-    one, two = (render(form, tokens, label, strategy, np.random.default_rng(3)) for _ in range(2))
+    one, two = (render(form, task, label, strategy, np.random.default_rng(3)) for _ in range(2))
     assert one.shown == two.shown and len(set(one.shown)) > 3
     np.testing.assert_array_equal(one.prompts.tokens, two.prompts.tokens)
 
@@ -143,20 +154,51 @@ def test_labels_are_balanced(count, labels, seed):
 @pytest.mark.parametrize(("prompt", "completion"), [(4, 8), (8, 1)])
 def test_lengths_that_hold_nothing_are_refused(prompt, completion):
     with pytest.raises(UserError, match="too short"):
-        PromptFormat(tiny.tokenizer(), prompt, completion)
+        MarkerFormat(tiny.tokenizer(), prompt, completion)
 
 
 def test_a_completion_ends_or_is_none():
-    form = PromptFormat(tiny.tokenizer(), 30, 6)
-    ids = form.completion("the a")
+    form = MarkerFormat(tiny.tokenizer(), 30, 6)
+    ids = form.completion(BRIEF, "the a")
     assert ids is not None and ids[-1] == form.tokenizer.eos and ids.count(form.tokenizer.eos) == 1
-    assert form.completion("the a the a the a the a") is None
-    room = next(n for n in range(1, 9) if form.completion("the " * (n + 1)) is None)
-    exact = form.completion("the " * room)
+    assert form.completion(BRIEF, "the a the a the a the a") is None
+    room = next(n for n in range(1, 9) if form.completion(BRIEF, "the " * (n + 1)) is None)
+    exact = form.completion(BRIEF, "the " * room)
     tokens, mask = form.pad_completions([exact, [], ids])
     assert tokens.shape == mask.shape == (3, 6) and mask.sum(1).tolist() == [len(exact), 0, len(ids)]
     assert (tokens[1] == form.tokenizer.eos).all()
     assert form.tokenizer.decode(tokens[0]) == " ".join(["the"] * room)
+
+
+@settings(max_examples=100)
+@given(
+    fields=st.lists(TEXT.filter(bool), min_size=1, max_size=2),
+    after=st.lists(st.integers(0, 600), max_size=4),
+)
+def test_what_an_answer_gives_is_read_up_to_its_end(fields, after):
+    form = MarkerFormat(tiny.tokenizer(), 30, 60)
+    brief, other = (BRIEF, PAIR) if len(fields) == 1 else (PAIR, BRIEF)
+    text = join_fields(fields)
+    ids = form.answer(brief, text)
+    assert ids[-1] in form.stops and not {*form.stops} & {*ids[:-1]}
+    assert form.read(brief, [*ids, *after]) == Answer(text)
+    # The other kind of task has another number of fields.
+    assert form.read(other, ids) == Answer(text, "fields")
+
+
+@settings(max_examples=100)
+@given(ids=st.lists(st.integers(0, tiny.tokenizer().vocab_size - 1), max_size=12))
+def test_any_ids_parse_exactly_where_they_have_the_fields_asked_for(ids):
+    for brief in (BRIEF, PAIR):
+        answer = MarkerFormat(tiny.tokenizer(), 30, 12).read(brief, ids)
+        fields = split_fields(answer.text, len(brief.fields))
+        assert answer.rejection == ("" if fields else "fields")
+        assert fields is None or all(field.strip() for field in fields)
+
+
+def test_the_neutral_prompt_is_the_shortest():
+    form = MarkerFormat(tiny.tokenizer(), 30, 6)
+    assert form.neutral() == [form.tokenizer.bos, form.tokenizer.marker("<write>")]
 
 
 # --- The tokenizer ---
@@ -186,10 +228,9 @@ def test_no_text_encodes_to_a_marker(text):
 def test_a_label_or_example_that_looks_like_a_marker_does_not_change_the_prompts_grammar():
     examples = (Example("1", ("stop </s> <write> here",), "<write>"), Example("2", ("<label> b",), "other"))
     task = Task("odd", "", ("<write>", "other"), examples, (), ())
-    form = PromptFormat(tiny.tokenizer(), 200, 24)
-    tokens = tokenise(task, tiny.tokenizer())
+    form = MarkerFormat(tiny.tokenizer(), 200, 24)
     strategy = np.array([STRATEGIES.index("contrast")])
-    rendered = render(form, tokens, np.array([0]), strategy, np.random.default_rng(0))
+    rendered = render(form, task, np.array([0]), strategy, np.random.default_rng(0))
     _, name, contrasts, shown = parse(rendered.prompts.tokens[0][rendered.prompts.mask[0]])
     assert [tiny.tokenizer().decode(ids) for ids in (name, *shown, *contrasts)] == [
         "<write>",
@@ -241,7 +282,8 @@ def test_the_tokenizer_follows_from_its_corpus_and_its_bytes():
     corpus = worlds.corpus(1, 100)
     one, two = (train_tokenizer(corpus, 360, STRATEGIES) for _ in range(2))
     assert one.model == two.model
-    again = Tokenizer(one.model)
+    assert one.files() == {"tokenizer.model": one.model}
+    again = MarkerTokenizer(one.model)
     assert again.vocab_size == one.vocab_size <= 360
     assert again.encode(corpus[0]) == one.encode(corpus[0])
     with pytest.raises(UserError, match="<strategy:unheard_of>"):

@@ -44,7 +44,7 @@ def batch_of(seed, labels):
     quality = rng.random(N).astype(np.float32)
     quality[0] = 0.0
     scores = Scores((quality > 0).astype(np.float32), quality, features, {})
-    written = Written(rollouts, ("",) * N, label, strategy, ((),) * B, 0)
+    written = Written(rollouts, ("",) * N, ("",) * N, label, strategy, ((),) * B, 0)
     keep = quality > 0.5
     samples = samples_of(written, scores, jnp.asarray(quality) ** 2, keep, step=seed)
     credit = rng.random(N).astype(np.float32)
@@ -181,9 +181,9 @@ def test_a_batch_of_none_teaches_nothing(state):
     advantage = rng.normal(size=N).astype(np.float32)
     fresh = Fresh(tiny.prompts(rng, B, P), tokens, mask, behaviour, behaviour, advantage)
     objective = ObjectiveConfig(cloning_weight=0.5, chunk=16)
-    jitted = jax.jit(gradients, static_argnums=(0, 5))
-    with_none, figures = jitted(tiny.MODEL, tiny.params(), fresh, batch, np.float32(1.0), objective)
-    without, _ = jitted(tiny.MODEL, tiny.params(), fresh, None, np.float32(1.0), objective)
+    jitted = jax.jit(gradients, static_argnums=(0, 6))
+    with_none, figures = jitted(tiny.MODEL, tiny.params(), {}, fresh, batch, np.float32(1.0), objective)
+    without, _ = jitted(tiny.MODEL, tiny.params(), {}, fresh, None, np.float32(1.0), objective)
     np.testing.assert_allclose(tiny.flat(with_none), tiny.flat(without), rtol=1e-5, atol=1e-8)
     assert figures["replay/samples"] == figures["replay/gradient_share"] == 0
 
@@ -219,6 +219,7 @@ def test_an_update_with_replay_goes_another_way_than_one_without(config, state):
             optimizer,
             ObjectiveConfig(kl_weight=0.0, chunk=16),
             params,
+            {},
             optimizer.init(params),
             fresh,
             replayed,
@@ -235,6 +236,7 @@ def test_an_update_with_replay_goes_another_way_than_one_without(config, state):
         optimizer,
         ObjectiveConfig(kl_weight=0.0, chunk=16),
         jax.tree.map(jnp.array, with_replay),
+        {},
         optimizer.init(with_replay),
         fresh,
         batch,

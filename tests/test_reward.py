@@ -17,12 +17,11 @@ from streamsynth.feedback import judge as judge_lib
 from streamsynth.feedback import reward as reward_lib
 from streamsynth.feedback.reward import Reward, make_reward, measure
 from streamsynth.policy.logprobs import group_logprobs
-from streamsynth.stream.prompts import PromptFormat, tokenise
+from streamsynth.stream.markers import MarkerFormat
 
 
 def context_of(task, prompt_length=96):
-    form = PromptFormat(tiny.tokenizer(), prompt_length, 24)
-    return judge_context(tiny.policy(), form, task, tokenise(task, tiny.tokenizer()))
+    return judge_context(tiny.policy(), MarkerFormat(tiny.tokenizer(), prompt_length, 24), task)
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +80,12 @@ def test_loglikelihood_is_that_of_each_text_read_alone(context):
     policy = tiny.policy()
     tokens, mask = context.encode([e.text for e in context.held_back[::4]])
     table = judge_lib.label_loglikelihood(
-        policy.model, policy.params, context.prompts, tokens, mask, chunk=64
+        policy.model, policy.variables, context.prompts, tokens, mask, chunk=64
     )
 
     @tiny.quick_jit
     def alone(prompts, tokens, mask):
-        return group_logprobs(policy.model, policy.params, prompts, tokens, mask).logprobs.sum()
+        return group_logprobs(policy.model, policy.variables, prompts, tokens, mask).logprobs.sum()
 
     p = context.prompts
     for k in range(table.shape[1]):

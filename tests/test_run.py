@@ -153,7 +153,7 @@ def test_the_policy_has_changed(finished):
     assert state["policy_version"] == len(TASKS) * (TUNING + STEPS)
     assert state["turn"] == len(TASKS)
     moved = [
-        np.abs(state[f"params/{path}"] - leaf).max()
+        np.abs(state[f"params/params/{path}"] - leaf).max()
         for path, leaf in traverse_util.flatten_dict(base, sep="/").items()
     ]
     assert len(moved) > 5

@@ -27,12 +27,14 @@ _SCRIPT = """
     model = Transformer(config)
     objective = ObjectiveConfig(kl_weight=0.1, cloning_weight=0.3, chunk=32)
     rng = np.random.default_rng(0)
-    params = jax.device_get(jax.tree.map(lambda x: 2 * x, init_params(config, jax.random.key(0))))
+    params = jax.tree.map(lambda x: 2 * x, init_params(config, jax.random.key(0)))
+    params = {"params": jax.device_get(params)}
 
     # Recorded once, on one device.
     prompts = tiny.prompts(rng, B, P)
     drawn = jax.device_get(rollout(
-        model, params, prompts, sample_keys(jax.random.key(1), B, G), TEMPERATURE, samples=G, length=T, eos=2,
+        model, params, prompts, sample_keys(jax.random.key(1), B, G), TEMPERATURE,
+        samples=G, length=T, stops=(2,),
     ))
     N = B * G
     noise = lambda n, scale: (scale * rng.normal(size=(n, T))).astype(np.float32)
@@ -57,7 +59,7 @@ _SCRIPT = """
             model, params, fresh.prompts, fresh.tokens, fresh.mask, TEMPERATURE, objective.chunk
         )
         # Among the metrics are all parts of the losses.
-        grads, metrics = gradients(model, params, fresh, replayed, TEMPERATURE, objective)
+        grads, metrics = gradients(model, params, {}, fresh, replayed, TEMPERATURE, objective)
         credit, baseline = diversity.credit(archive, e, label)
         marginal = diversity.marginal(archive, e, label, (np.arange(N) % 2 == 0).astype(np.float32))
         return {
@@ -73,7 +75,7 @@ _SCRIPT = """
         "devices": jax.device_count()}
     for shape in (dict(data=4, fsdp=2, tensor=1), dict(data=2, fsdp=2, tensor=2)):
         mesh = mesh_lib.make_mesh(shape)
-        shardings = mesh_lib.param_shardings(params, logical_axes(config), mesh)
+        shardings = mesh_lib.param_shardings(params, {"params": logical_axes(config)}, mesh)
         rows, whole = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
         with mesh_lib.use(mesh):
             placed = jax.device_put(params, shardings)
@@ -81,7 +83,7 @@ _SCRIPT = """
             got = tiny.quick_jit(everything)(
                 placed, *batch, jax.device_put(archive, whole), *jax.device_put((e, label), rows)
             )
-        kernel = placed["layers_0"]["query"]["kernel"]
+        kernel = placed["params"]["layers_0"]["query"]["kernel"]
         out["-".join(map(str, shape.values()))] = {
             "kernel_shard": kernel.addressable_shards[0].data.size / kernel.size,
             "batch_shard": batch[0].tokens.addressable_shards[0].data.shape[0],

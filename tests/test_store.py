@@ -42,7 +42,9 @@ def test_what_was_saved_comes_back_exactly(saved):
 def test_scanned_layers_and_a_second_save_into_the_same_folder(saved):
     policy = tiny.policy()
     model = Transformer(dataclasses.replace(policy.model.config, scan_layers=True))
-    scanned = dataclasses.replace(policy, model=model, params=stack_layers(policy.params, 1), hash="other")
+    scanned = dataclasses.replace(
+        policy, model=model, params=stack_layers(policy.params, model.config), hash="other"
+    )
     save_policy(saved, scanned)
     same(load_policy(saved), scanned)
     assert sorted(p.name for p in saved.iterdir()) == ["params.safetensors", "policy.json", "tokenizer.model"]

@@ -23,7 +23,7 @@ def batch():
 
 def by_hand(hidden, tokens, mask, temperature):
     """Mean negative log-likelihood in float64 of `tokens`, each foretold from its row of `hidden`."""
-    logits = tiny.MODEL.apply({"params": tiny.params()}, hidden, method="logits")
+    logits = tiny.MODEL.apply(tiny.params(), hidden, method="logits")
     logits = np.asarray(logits, np.float64) / temperature
     top = logits.max(-1, keepdims=True)
     log_normaliser = top[..., 0] + np.log(np.exp(logits - top).sum(-1))
@@ -57,7 +57,7 @@ def test_steps_lower_the_loss():
     opt_state, data, found = optimizer.init(params), batch(), []
     for _ in range(10):
         params, opt_state, metrics = supervised_step(
-            tiny.MODEL, optimizer, params, opt_state, data, np.float32(0.65), prompt_weight=0.0
+            tiny.MODEL, optimizer, params, {}, opt_state, data, np.float32(0.65), prompt_weight=0.0
         )
         found.append(float(metrics["nll/completion"]))
     assert found[-1] < 0.7 * found[0]

@@ -58,14 +58,14 @@ def test_a_turn_begins_by_keeping_what_passes_and_remembering_it(begun):
 
 def test_the_policy_is_tuned_and_then_the_reference_is_taken(begun):
     setting, state, *_ = begun
-    assert distance(state.params, setting.policy.params) > 1e-4
+    assert distance(state.params, setting.policy.variables) > 1e-4
     assert distance(state.params, state.reference) == 0
 
 
 def test_the_reference_may_be_the_base_policy(finished):
     setting, state, *_ = begin(finished, learner__kl_reference="base")
-    assert distance(state.params, setting.policy.params) > 1e-4
-    assert distance(state.reference, setting.policy.params) == 0
+    assert distance(state.params, setting.policy.variables) > 1e-4
+    assert distance(state.reference, setting.policy.variables) == 0
 
 
 def test_what_is_held_is_the_base_policys_diversity_whatever_it_is_tuned_to(begun, finished):
@@ -80,7 +80,7 @@ def test_what_is_held_is_the_base_policys_diversity_whatever_it_is_tuned_to(begu
 def test_without_tuning_the_policy_stays(finished):
     setting, state, _, rows, _ = begin(finished, supervised__steps="0")
     assert rows
-    assert distance(state.params, setting.policy.params) == 0
+    assert distance(state.params, setting.policy.variables) == 0
     assert int(state.policy_version) == 0
 
 

@@ -219,7 +219,7 @@ def test_a_step_is_that_of_the_optimizer_and_one_that_is_not_finite_is_skipped(b
     objective = ObjectiveConfig(chunk=8)
 
     def step(params, opt_state, fresh):
-        return update(tiny.MODEL, optimizer, objective, params, opt_state, fresh, None, np.float32(1.0))
+        return update(tiny.MODEL, optimizer, objective, params, {}, opt_state, fresh, None, np.float32(1.0))
 
     start = copied(tiny.params())
     opt_state = optimizer.init(start)
@@ -236,7 +236,7 @@ def test_a_step_is_that_of_the_optimizer_and_one_that_is_not_finite_is_skipped(b
 
     @tiny.quick_jit
     def expected_gradients(params):
-        return gradients(tiny.MODEL, params, batch, None, np.float32(1.0), objective)[0]
+        return gradients(tiny.MODEL, params, {}, batch, None, np.float32(1.0), objective)[0]
 
     grads = tiny.flat(expected_gradients(start))
     norm = np.linalg.norm(grads)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from streamsynth.policy.store import Policy
-from streamsynth.policy.tokenizer import Tokenizer, train_tokenizer
+from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
 from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
 from streamsynth.pytrees import Prompts
 from streamsynth.stream.patterns import STRATEGIES
@@ -26,8 +26,8 @@ MODEL = Transformer(CONFIG)
 
 @functools.cache
 def params(seed: int = 0):
-    """Parameters large enough that the distributions are far from uniform."""
-    return jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(seed)))
+    """The network's variables, large enough that the distributions are far from uniform."""
+    return {"params": jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(seed)))}
 
 
 def prompts(rng: np.random.Generator, batch: int, length: int) -> Prompts:
@@ -49,7 +49,7 @@ def flat(tree) -> np.ndarray:
 
 
 @functools.cache
-def tokenizer() -> Tokenizer:
+def tokenizer() -> MarkerTokenizer:
     """A tokenizer of the worlds' words."""
     return train_tokenizer(worlds.corpus(0, 1500), 1200, STRATEGIES)
 

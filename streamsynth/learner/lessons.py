@@ -10,7 +10,7 @@ import numpy as np
 from streamsynth.learner.supervised import SupervisedBatch
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat
-from streamsynth.tasks.task import Brief
+from streamsynth.tasks.task import Brief, Example, Task
 
 Draw = Callable[[np.random.Generator, int], list[str]]
 
@@ -69,6 +69,29 @@ def lesson_batch(
         completions += [(form.completion(lesson.brief, text) if text else None) or [] for text in targets]
     tokens, mask = form.pad_completions(completions)
     return SupervisedBatch(form.pad_prompts(prompts, np.zeros(len(prompts)), strategies), tokens, mask)
+
+
+def examination(
+    form: PromptFormat, task: Task, tuned: Sequence[Example], held: Sequence[Example]
+) -> SupervisedBatch:
+    """What held-out examples measure a policy by: for each label one prompt that shows others, and them.
+
+    Args:
+      form: of the prompts.
+      task: whose examples they are.
+      tuned: examples that prompts may show.
+      held: as many of each label; those too long for a completion count nothing.
+    """
+    imitate = STRATEGIES.index("imitate")
+    prompts, completions = [], []
+    for label in task.labels:
+        shown = [e.text for e in tuned if e.label == label][: SHOWN["imitate"][0]]
+        prompts.append(form.prompt(task.brief, imitate, label, shown, ())[0])
+        completions += [form.completion(task.brief, e.text) or [] for e in held if e.label == label]
+    tokens, mask = form.pad_completions(completions)
+    count = len(prompts)
+    strategy = np.full(count, imitate)
+    return SupervisedBatch(form.pad_prompts(prompts, np.arange(count), strategy), tokens, mask)
 
 
 def _most_alike(sources: Sequence[str], pool: Sequence[str], count: int) -> list[str]:

@@ -51,6 +51,19 @@ def supervised_loss(
     return completion + prompt_weight * prompt, {"nll/completion": completion, "nll/prompt": prompt}
 
 
+@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+def held_out_nll(
+    model: Transformer,
+    variables: Any,
+    batch: SupervisedBatch,
+    temperature: Array | float,
+    *,
+    chunk: int = 1024,
+) -> Array:
+    """Mean negative log-likelihood of the targets' tokens, [] float32, of texts that are not tuned to."""
+    return supervised_loss(model, variables, batch, temperature, 0.0, chunk)[0]
+
+
 @functools.partial(
     jax.jit,
     static_argnames=("model", "optimizer", "prompt_weight", "chunk"),

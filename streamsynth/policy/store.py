@@ -11,15 +11,21 @@ from typing import Any
 import jax
 import numpy as np
 from flax import traverse_util
+from jax.sharding import Mesh
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 from safetensors.numpy import save_file
 
 from streamsynth.errors import UserError
 from streamsynth.policy.attention import RopeScaling
+from streamsynth.policy.huggingface.architectures import read_config
+from streamsynth.policy.huggingface.fields import GENERATION_FILE
+from streamsynth.policy.huggingface.reading import content_hash, load_params
 from streamsynth.policy.lora import LoraConfig
-from streamsynth.policy.tokenizer import MarkerTokenizer
-from streamsynth.policy.transformer import Transformer, TransformerConfig, param_shapes
+from streamsynth.policy.tokenizer import MarkerTokenizer, Tokenizer
+from streamsynth.policy.tokenizer_files import load_tokenizer
+from streamsynth.policy.transformer import Transformer, TransformerConfig, logical_axes, param_shapes
+from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.files import atomic_write
 
 
@@ -32,7 +38,7 @@ class Policy:
 
     model: Transformer
     params: Any
-    tokenizer: Any
+    tokenizer: Tokenizer
     hash: str
     origin: str = ""
 
@@ -58,6 +64,10 @@ def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
         os.replace(directory / "params.safetensors.new", directory / "params.safetensors")
         for name, content in policy.tokenizer.files().items():
             atomic_write(directory / name, content)
+        if not isinstance(policy.tokenizer, MarkerTokenizer):
+            # A tokenizer's own files do not name all tokens that end a text.
+            stops = json.dumps({"eos_token_id": policy.tokenizer.stops})
+            atomic_write(directory / GENERATION_FILE, stops + "\n")
         card["transformer"] = dataclasses.asdict(policy.model.config)
     atomic_write(directory / "policy.json", json.dumps(card, indent=1) + "\n")
 
@@ -92,12 +102,31 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
         config, digest = _config(card["transformer"]), str(card["hash"])
         # Read by way of JAX: numpy alone does not know bfloat16.
         params = jax.device_get(load_file(directory / "params.safetensors"))
-        tokenizer = MarkerTokenizer((directory / "tokenizer.model").read_bytes())
+        tokenizer = load_tokenizer(directory)
         _check_shapes(config, params)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, UserError) as error:
-        # SentencePiece says RuntimeError to a damaged model.
+        if isinstance(tokenizer, MarkerTokenizer) and tokenizer.vocab_size != config.vocab_size:
+            raise ValueError("the tokenizer has another vocabulary than policy.json says")
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
         raise _unreadable(directory, error) from error
     return Policy(Transformer(config), traverse_util.unflatten_dict(params, sep="/"), tokenizer, digest)
+
+
+def read_weights(directory: str | os.PathLike[str], mesh: Mesh, **choices: Any) -> Policy:
+    """The policy of a Hugging Face folder: its network, weights and tokenizer.
+
+    Args:
+      directory: the folder.
+      mesh: the weights go straight to where their shards lie on it.
+      **choices: what the folder leaves open, see `families.choices`.
+
+    Raises:
+      UserError: a file is missing, damaged or not supported, or the mesh does not divide the network.
+    """
+    network = read_config(directory, **choices)
+    shardings = mesh_lib.param_shardings(param_shapes(network), logical_axes(network), mesh)
+    tokenizer = load_tokenizer(directory)
+    params = load_params(directory, network, shardings)
+    return Policy(Transformer(network), params, tokenizer, content_hash(directory), str(directory))
 
 
 def _unreadable(directory: str | os.PathLike[str], error: Exception) -> UserError:

@@ -1,9 +1,11 @@
-"""Text to tokens and back: SentencePiece with the markers that prompts are built from."""
+"""Text to tokens and back: what every tokenizer can do, and the one that small policies have."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 import sentencepiece
 
@@ -14,8 +16,71 @@ from streamsynth.tasks.task import FIELD_SEPARATOR
 MARKERS = ("<label>", "<example>", "<contrast>", "<write>", FIELD_SEPARATOR)
 
 
+class Tokenizer(Protocol):
+    """Text to tokens and back.
+
+    Attributes:
+      vocab_size: one more than the largest id; the embedding may have more rows.
+      bos: starts a text, or None where the vocabulary has no such token.
+      eos: ends a text.
+      pad: fills rows; the end of text where the vocabulary has no token of its own for it.
+      stops: every id that ends what a policy writes, `eos` among them.
+      add_bos: whether texts and prompts begin with `bos`.
+      control: strings that are one token each in a template, and in a text never: turn borders and such.
+      special: by name, such as "bos_token", what templates know of them.
+      chat_template: Jinja source of the form that turns of a conversation take, or None.
+      chat_source: the file it comes from, or "".
+    """
+
+    vocab_size: int
+    bos: int | None
+    eos: int
+    pad: int
+    stops: tuple[int, ...]
+    add_bos: bool
+    control: Mapping[str, int]
+    special: Mapping[str, str]
+    chat_template: str | None
+    chat_source: str
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without `bos` or `eos`; whatever it says, no id of `control` is among them."""
+
+    def encode_template(self, text: str) -> list[int]:
+        """Token ids of a text that is trusted: the strings of `control` become their ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids up to the first of `stops`; ids without a text, unknown ones too, vanish."""
+
+    def files(self) -> dict[str, bytes]:
+        """By name, the files of a folder from which this tokenizer can be read again."""
+
+
+def control_pattern(control: Mapping[str, int]) -> re.Pattern[str]:
+    """Finds the strings of `control`, of two that start at one place the longer."""
+    if not control:
+        return re.compile(r"(?!)")
+    return re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))))
+
+
+def encode_with_control(
+    text: str, control: Mapping[str, int], encode: Callable[[str], list[int]]
+) -> list[int]:
+    """Ids of a trusted text: the strings of `control` as their ids, what lies between them by `encode`."""
+    ids, start = [], 0
+    for match in control_pattern(control).finditer(text):
+        ids += [*(encode(text[start : match.start()]) if match.start() > start else []), control[match[0]]]
+        start = match.end()
+    return ids + (encode(text[start:]) if start < len(text) else [])
+
+
 class MarkerTokenizer:
-    """A SentencePiece model whose texts may have fields."""
+    """A SentencePiece model trained here, with a control piece for every part of a prompt."""
+
+    add_bos = True
+    special: Mapping[str, str] = {}
+    chat_template = None
+    chat_source = ""
 
     def __init__(self, model: bytes):
         self.model = model
@@ -26,11 +91,15 @@ class MarkerTokenizer:
             self._processor.eos_id(),
             self._processor.pad_id(),
         )
+        self.stops = (self.eos,)
+        pieces = {self._processor.id_to_piece(i): i for i in range(self.vocab_size)}
+        # The border of two fields is a part of texts.
+        self.control = {
+            piece: i
+            for piece, i in pieces.items()
+            if self._processor.is_control(i) and piece != FIELD_SEPARATOR
+        }
         self._field = self.marker(FIELD_SEPARATOR)
-
-    def files(self) -> dict[str, bytes]:
-        """What a folder with this tokenizer must hold, by name."""
-        return {"tokenizer.model": self.model}
 
     def marker(self, piece: str) -> int:
         """The id of a marker; UserError if the vocabulary lacks it."""
@@ -48,6 +117,10 @@ class MarkerTokenizer:
             ids += ([self._field] if i else []) + self._processor.encode(part.strip())
         return ids
 
+    def encode_template(self, text: str) -> list[int]:
+        """The same, with every marker's string as its marker."""
+        return encode_with_control(text, self.control, self.encode)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to the first end-of-text; markers other than the field separator vanish."""
         parts: list[list[int]] = [[]]
@@ -56,9 +129,13 @@ class MarkerTokenizer:
                 break
             if index == self._field:
                 parts.append([])
-            else:
+            elif 0 <= index < self.vocab_size:
                 parts[-1].append(index)
         return f" {FIELD_SEPARATOR} ".join(self._processor.decode(part) for part in parts)
+
+    def files(self) -> dict[str, bytes]:
+        """The SentencePiece model says everything."""
+        return {"tokenizer.model": self.model}
 
 
 def train_tokenizer(corpus: Iterable[str], vocab_size: int, strategies: Sequence[str]) -> MarkerTokenizer:

@@ -1,0 +1,19 @@
+"""Gemma 2 2B over the stream of the paper's release: Yelp-5, Amazon-5, Yahoo-10, MNLI-3.
+
+    streamsynth train --config=configs/gemma2_2b.py:weights=DIR,data=DIR --workdir=runs/gemma2_2b
+
+`weights` is a Hugging Face folder of google/gemma-2-2b-it, and `data` the folder that
+configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on
+embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`.
+
+A LoRA adapter of rank 64. Meant for TPU v5e-8, or one accelerator of 40 GB. Not measured: no accelerator of
+that size was at hand. The tiny run takes about a minute on 2 CPU cores.
+"""
+
+from streamsynth.config import parse_arg
+from streamsynth.presets import pretrained
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
+    return pretrained(arg, "gemma2")

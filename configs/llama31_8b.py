@@ -1,0 +1,19 @@
+"""Llama 3.1 8B over the stream of the paper's release: Yelp-5, Amazon-5, Yahoo-10, MNLI-3.
+
+    streamsynth train --config=configs/llama31_8b.py:weights=DIR,data=DIR --workdir=runs/llama31_8b
+
+`weights` is a Hugging Face folder of meta-llama/Llama-3.1-8B-Instruct, and `data` the folder that
+configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on
+embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`.
+
+A LoRA adapter of rank 64. Meant for TPU v5e-16, or one accelerator of 80 GB with fewer samples at a time.
+Not measured: no accelerator of that size was at hand. The tiny run takes about a minute on 2 CPU cores.
+"""
+
+from streamsynth.config import parse_arg
+from streamsynth.presets import pretrained
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
+    return pretrained(arg, "llama")

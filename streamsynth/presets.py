@@ -1,0 +1,80 @@
+"""What the configs of pretrained policies share: a stream like the paper's release, and sane settings for it.
+
+The settings are starting points that nobody has tuned or measured at these sizes.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from streamsynth.defaults import default_config
+from streamsynth.errors import UserError
+
+# The tasks of the paper's release, as folders (see configs/paper_folders.py).
+PAPER_STREAM = ("yelp5", "amazon5", "yahoo10", "mnli3")
+
+
+def pretrained(arg: ConfigDict, family: str) -> ConfigDict:
+    """The config of a policy from named weights: a LoRA adapter in float32 on a bfloat16 base.
+
+    Args:
+      arg: of the config file, with `weights` (a folder, or "" where only a tiny run needs none), `data` (the
+        folder of the stream's folders), `tiny` and `seed`.
+      family: of the weights; the tiny run without weights has a small policy of its own of it.
+
+    Raises:
+      UserError: neither weights nor tiny is given.
+    """
+    if not arg.weights and not arg.tiny:
+        raise UserError("name the folder of the weights as an argument, such as :weights=DIR,data=DIR.")
+    config = default_config()
+    config.seed = arg.seed
+    config.mesh.update(data=1, fsdp=-1, tensor=1)
+    config.policy.init = f"hf:{arg.weights}" if arg.weights else ""
+    config.policy.family = family
+    config.policy.update(param_dtype="bfloat16", compute_dtype="bfloat16", scan_layers=True, remat=True)
+    config.policy.lora.update(rank=64, alpha=64.0)
+    config.stream.tasks = tuple(f"files:{arg.data}/{name}" for name in PAPER_STREAM)
+    # The sets are large: the anchor "all real data" and the test take what a student can be trained on here.
+    config.stream.update(examples_per_label=16, train_limit=20_000, test_limit=5_000)
+    config.rollout.update(prompts=16, samples=8, prompt_length=1536, completion_length=192, temperature=0.85)
+    config.feedback.update(judges=dict(verifier=0.0, posterior=1.0), features="hidden", width=256)
+    config.feedback.update(accept=0.3, min_words=4, max_words=160)
+    config.supervised.update(rounds=2, batches=6, rows=64, steps=20, samples=2, held_out=4)
+    config.learner.update(steps=30, kl_reference="turn")
+    config.optimizer.update(learning_rate=5e-5, warmup=5)
+    config.objective.chunk = 256
+    config.evaluation.update(prompts=64, samples=8, temperature=0.85)
+    config.checkpoint.every = 10
+    if arg.tiny:
+        make_tiny(config)
+    return config
+
+
+def make_tiny(config: ConfigDict) -> None:
+    """Every part of a run in under a minute, most of it compilation.
+
+    Without weights a small policy of the config's family takes their place, and embedded worlds the stream's;
+    it is in float32, which a CPU computes fastest.
+    """
+    p = config.policy
+    p.update(param_dtype="float32", compute_dtype="float32", scan_layers=False, remat=False)
+    p.lora.update(rank=min(p.lora.rank, 4), alpha=8.0)
+    p.update(vocab_size=700, width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48)
+    p.window = 16 if p.family.startswith("gemma") else 0
+    if not p.init:
+        config.stream.tasks = ("worlds:market_1", "worlds:restaurant_1")
+    else:
+        config.stream.tasks = config.stream.tasks[:2]
+    config.stream.update(examples_per_label=8, train_limit=200, test_limit=100)
+    config.mesh.update(data=-1, fsdp=1)
+    config.pretrain.update(steps=10, prompts=4, corpus_sentences=1000)
+    config.rollout.update(prompts=4, samples=2, prompt_length=512 if p.init else 64, completion_length=24)
+    config.feedback.update(accept=0.1, width=32, min_words=1)
+    config.supervised.update(rounds=1, batches=1, rows=4, steps=2, held_out=2)
+    config.learner.steps = 1
+    config.replay.capacity = 16
+    config.balance.batches = 1
+    # As many prompts and samples as in training: one program less to compile.
+    config.evaluation.update(prompts=4, samples=2, rows_per_label=4, diversity_texts=16, best_of=1)
+    config.evaluation.student.update(width=2048, steps=50)

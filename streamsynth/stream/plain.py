@@ -1,0 +1,65 @@
+"""Prompts for base models, which go on with what they read: a list of labelled texts, the last one open.
+
+    A sentence of a support chat, told apart by topic.
+
+    Label: card arrival
+    Text: my card is still not here
+
+    Label: card arrival
+    Text:
+
+The answer is the rest of that line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from streamsynth.policy.tokenizer import Tokenizer
+from streamsynth.stream.wording import Order, WordedFormat
+
+# What stands between the sources of a strategy and the open text, by their number.
+_NOTES = {
+    1: "The last one once more, said in other words:",
+    2: "Parts of the last two, joined into a new one:",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PlainFormat(WordedFormat):
+    """A prompt without turns: completions end with the line."""
+
+    separator = " "
+    ending = "\n"
+
+    @functools.cached_property
+    def stops(self) -> tuple[int, ...]:
+        return tuple(dict.fromkeys((*self.tokenizer.stops, *newlines(self.tokenizer))))
+
+    @property
+    def end(self) -> int:
+        return self.tokenizer.eos
+
+    def render(self, order: Order) -> list[int]:
+        def head(label: str) -> str:
+            return "" if order.kind == "qa" else f"Label: {label}\n"
+
+        blocks = [head(f"not {order.label}") + self.block(order.names, text) for text in order.others]
+        blocks += [head(order.label) + self.block(order.names, text) for text in (*order.own, *order.sources)]
+        blocks += [_NOTES[len(order.sources)]] if order.sources else []
+        blocks += [f"{head(order.label)}{order.names[0]}:"]
+        text = "\n\n".join([*([order.description] if order.description else []), *blocks])
+        ids = self.tokenizer.encode(text)
+        return [self.tokenizer.bos, *ids] if self.tokenizer.add_bos else ids
+
+    def spoken(self, ids: Sequence[int]) -> str:
+        # A token that holds the newline may hold the end of the sentence as well.
+        return self.tokenizer.decode(ids).split("\n")[0]
+
+
+@functools.lru_cache(maxsize=4)
+def newlines(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids whose text has a newline, byte pieces included; none where the vocabulary has no such text."""
+    return tuple(i for i in range(tokenizer.vocab_size) if "\n" in tokenizer.decode([i]))

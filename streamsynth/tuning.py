@@ -1,0 +1,86 @@
+"""Tuning: maximum likelihood on a task's examples and on a spread-out choice of what was kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from streamsynth.assemble import Setting
+from streamsynth.dataset.rows import Row
+from streamsynth.feedback import diversity
+from streamsynth.keys import numpy_rng
+from streamsynth.learner.lessons import examination, lesson_batch, task_lesson
+from streamsynth.learner.state import RunState
+from streamsynth.learner.supervised import held_out_nll, supervised_step
+from streamsynth.stream.prompts import balanced_labels
+
+
+def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) -> tuple[RunState, list[float]]:
+    """Maximum likelihood on the examples and the given rows: each is a target of prompts that show others.
+
+    Returns the state after it, and the loss on `supervised.held_out` examples a label before and after; none
+    where none are held out.
+    """
+    config, task = setting.config, setting.tasks[int(state.turn)]
+    s = config.supervised
+    by_label = [task.examples_of(label) for label in task.labels]
+    tuned = [example for own in by_label for example in own[: len(own) - s.held_out]]
+    held = [example for own in by_label for example in own[len(own) - s.held_out :]]
+    exam = examination(setting.form, task, tuned, held) if held else None
+
+    def measured(params: Any) -> list[float]:
+        if exam is None:
+            return []
+        t = np.float32(config.rollout.temperature)
+        return [float(held_out_nll(setting.model, setting.variables(params), exam, t))]
+
+    texts = (*tuned, *rows)
+    lessons = [task_lesson(task.brief, label, texts) for label in task.labels]
+    params, opt_state = state.params, state.opt_state
+    losses = measured(params)
+    for i in range(s.steps):
+        rng = numpy_rng(config.seed, "supervised", int(state.step), round_, i)
+        drawn = [lessons[k] for k in balanced_labels(config.rollout.prompts, len(lessons), rng)]
+        batch = setting.place(lesson_batch(setting.form, drawn, rng, s.samples))
+        params, opt_state, _ = supervised_step(
+            setting.model,
+            setting.optimizer,
+            params,
+            setting.frozen,
+            opt_state,
+            batch,
+            np.float32(config.rollout.temperature),
+            prompt_weight=s.prompt_weight,
+        )
+    version = np.int32(state.policy_version + s.steps)
+    losses += measured(params)
+    return state.replace(params=params, opt_state=opt_state, policy_version=version), losses
+
+
+def spread_out_rows(
+    setting: Setting, turn: int, rows: Sequence[Row], features: Sequence[np.ndarray]
+) -> list[Row]:
+    """Of each label the `supervised.rows` rows that add most to its examples and to each other."""
+    config, task = setting.config, setting.tasks[turn]
+    if not rows:
+        return []
+    of_rows, (of_examples, label) = np.concatenate(features), example_features(setting, turn)
+    chosen = []
+    for k, name in enumerate(task.labels):
+        own = [i for i, row in enumerate(rows) if row.label == name]
+        order = diversity.spread_out(
+            of_rows[own], config.supervised.rows, config.feedback.ridge, of_examples[label == k]
+        )
+        chosen += [rows[own[i]] for i in order]
+    return chosen
+
+
+def example_features(setting: Setting, turn: int) -> tuple[np.ndarray, np.ndarray]:
+    """The features [M, D] and labels [M] of a task's examples."""
+    task = setting.tasks[turn]
+    texts = [example.text for example in task.examples]
+    label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
+    tokens, mask = setting.form.pad_completions([setting.form.answer(task.brief, text) for text in texts])
+    return np.asarray(setting.featurize(texts, tokens, mask)), label
