@@ -110,7 +110,10 @@ def evaluate(workdir: Path) -> dict[str, dict[str, Any]]:
     for index, task in enumerate(setting.tasks):
         cells[task.name] = cell = train_lib.evaluate_task(setting, state.params, index)
         valid = "" if cell["valid"] is None else f", valid {cell['valid']:.3f}"
-        print(f"{task.name}: student {cell['accuracy']:.3f} on {cell['rows']} rows{valid}")
+        if cell["score"] == "accuracy":
+            print(f"{task.name}: student {cell['accuracy']:.3f} on {cell['rows']} rows{valid}")
+        else:
+            print(f"{task.name}: validity {cell['validity']:.3f}, gates {cell['gate_pass']:.3f}{valid}")
     return cells
 
 

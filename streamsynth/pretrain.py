@@ -144,13 +144,17 @@ def _pretrain_tasks(config: Any, stream: Sequence[Task]) -> list[Task]:
     if specs == (_WORLDS,):
         return []
     check_sources(config)
-    theirs = {normalise(example.text) for task in stream for example in (*task.train, *task.test)}
+    theirs = {
+        normalise(task.identity(example.text)) for task in stream for example in (*task.train, *task.test)
+    }
     tasks = [
         sources.load(spec, examples_per_label=1, seed=config.seed, on_bad_row=config.stream.on_bad_row)
         for spec in specs
     ]
     return [
-        dataclasses.replace(task, train=tuple(e for e in task.train if normalise(e.text) not in theirs))
+        dataclasses.replace(
+            task, train=tuple(e for e in task.train if normalise(task.identity(e.text)) not in theirs)
+        )
         for task in tasks
     ]
 

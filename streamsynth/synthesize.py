@@ -23,7 +23,8 @@ from streamsynth.runtime.progress import Progress
 from streamsynth.stream import patterns
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import sources, worlds
-from streamsynth.tasks.task import Task, split_fields
+from streamsynth.tasks.question_answer import fields_of
+from streamsynth.tasks.task import Task
 from streamsynth.workdir import Workdir
 
 # A policy whose samples are accepted this rarely is given up.
@@ -90,12 +91,13 @@ def synthesize(
             quality = np.asarray(scored.scores.quality)
             for i in np.flatnonzero(quality >= config.feedback.accept):
                 label = task.labels[written.label[i]]
-                if counts[label] < wanted and not seen.seen(written.texts[i]):
-                    seen.add(written.texts[i])
+                identity = task.identity(written.texts[i])
+                if counts[label] < wanted and not seen.seen(identity):
+                    seen.add(identity)
                     counts[label] += 1
                     accepted.append(
                         Row(
-                            fields=split_fields(written.texts[i], len(task.fields)),
+                            fields=fields_of(task, written.texts[i]),
                             label=label,
                             pattern=STRATEGIES[written.strategy[i]],
                             step=batch,
@@ -125,7 +127,7 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
 
     The anchors of a task, all students with as many steps: on the examples alone, on all real data, on
     the first rows of the run's data set, on the whole of it, and on as many rows as the first ones of the
-    base policy, as they come and as the best of n by the task's own judges.
+    base policy, as they come and as the best of n by the task's own judges. Questions and answers have none.
     """
     config, names = setting.config, [task.name for task in setting.tasks]
     anchors, datasets, best = {}, {}, {}
@@ -138,12 +140,13 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
                 threshold=config.dataset.near_duplicate,
             )
             first = rows[: config.evaluation.rows_per_label * len(task.labels)]
-            anchors[task.name] = {
-                **measure.anchors(task, config, seed=config.seed),
-                "synthetic": _student(setting, task, first),
-                "synthetic_all": _student(setting, task, rows),
-                **_base_rows(setting, index),
-            }
+            if measure.has_student(task):
+                anchors[task.name] = {
+                    **measure.anchors(task, config, seed=config.seed),
+                    "synthetic": _student(setting, task, first),
+                    "synthetic_all": _student(setting, task, rows),
+                    **_base_rows(setting, index),
+                }
             best[task.name] = [
                 {"text": row.text, "label": row.label, "quality": row.quality} for row in rows[:20]
             ]

@@ -79,7 +79,8 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
                 break
             else:
                 seen = NearDuplicates(
-                    config.dataset.near_duplicate, (row.text for row in read_rows(workdir.kept(names[turn])))
+                    config.dataset.near_duplicate,
+                    (tasks[turn].identity(row.text) for row in read_rows(workdir.kept(names[turn]))),
                 )
                 with Progress(
                     config.learner.steps, f"turn {turn + 1}/{len(tasks)} {names[turn]}"
@@ -117,8 +118,8 @@ def evaluate_row(setting: Setting, state: RunState, row: int, params: Any, journ
         for j in missing:
             record = {"turn": row, **evaluate_task(setting, params, int(j))}
             journal.append(record)
-            transfer[row, j] = record["accuracy"]
-            progress.advance(1, accuracy=record["accuracy"])
+            transfer[row, j] = record[record["score"]]
+            progress.advance(1, **{record["score"]: transfer[row, j]})
     return state.replace(transfer=transfer, step=np.int32(state.step + 1))
 
 

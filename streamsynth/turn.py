@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,7 +25,8 @@ from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.tasks.task import Task, split_fields
+from streamsynth.tasks.question_answer import fields_of
+from streamsynth.tasks.task import Task
 from streamsynth.tuning import example_features, spread_out_rows, tune
 
 
@@ -261,7 +263,8 @@ def _remembered(
     config, turn = setting.config, int(state.turn)
     written, scores, assessment = sampled.written, sampled.scored.scores, sampled.assessment
     quality = np.asarray(scores.quality)
-    keep = _kept(written.texts, quality, config.feedback.accept, seen)
+    identities = [setting.tasks[turn].identity(text) for text in written.texts]
+    keep = _kept(identities, quality, config.feedback.accept, seen)
     task = remember(
         state.tasks[turn],
         samples_of(written, scores, assessment.weight, keep, version),
@@ -278,7 +281,7 @@ def _remembered(
     return state, keep
 
 
-def _kept(texts: tuple[str, ...], quality: np.ndarray, accept: float, seen: NearDuplicates) -> np.ndarray:
+def _kept(texts: Sequence[str], quality: np.ndarray, accept: float, seen: NearDuplicates) -> np.ndarray:
     """[N] bool: good enough, and no near-duplicate of a kept text, those of this batch included."""
     keep = np.zeros(len(texts), bool)
     for i in np.flatnonzero(quality >= accept):
@@ -293,7 +296,7 @@ def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: i
     group = len(written.label) // len(written.shown)
     return [
         Row(
-            fields=split_fields(written.texts[i], len(task.fields)),
+            fields=fields_of(task, written.texts[i]),
             label=task.labels[written.label[i]],
             pattern=STRATEGIES[written.strategy[i]],
             step=step,

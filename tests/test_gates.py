@@ -7,22 +7,23 @@ from hypothesis import strategies as st
 
 from streamsynth.errors import UserError
 from streamsynth.feedback import gates
-from streamsynth.tasks.task import split_fields
+from streamsynth.tasks.task import Example, Task, split_fields
 
-EXAMPLES = ["The soup came with fresh bread.", "thank you"]
+EXAMPLES = ("The soup came with fresh bread.", "thank you")
 
 
-def check(texts, finished=None, num_fields=1, **changes):
-    """The gates on texts that parse where they have so many fields, as those of our own policies do."""
-    settings_ = {
-        "examples": EXAMPLES,
-        "min_words": 2,
-        "max_words": 8,
-        "seen": lambda text: False,
-    }
+def make_task(*examples, fields=("text",)):
+    rows = tuple(Example(f"train:{i}", split_fields(e, len(fields)), "a") for i, e in enumerate(examples))
+    return Task("talk", "Talk.", ("a", "b"), rows, rows, rows, fields)
+
+
+def check(texts, finished=None, task=None, **changes):
+    """The gates on texts that parse where they have the task's fields, as those of our own policies do."""
+    task = task or make_task(*EXAMPLES)
+    settings_ = {"min_words": 2, "max_words": 8, "seen": lambda text: False}
     finished = [True] * len(texts) if finished is None else finished
-    rejections = ["" if split_fields(text, num_fields) else "fields" for text in texts]
-    return gates.check(texts, finished, rejections, **(settings_ | changes))
+    rejections = ["" if split_fields(text, len(task.fields)) else "fields" for text in texts]
+    return gates.check(texts, finished, rejections, task=task, **(settings_ | changes))
 
 
 @pytest.mark.parametrize(
@@ -61,14 +62,14 @@ def test_finished_and_seen():
 
 
 def test_pairs_of_texts():
-    examples = ["a man sleeps on grass <field> a man rests"]
+    task = make_task("a man sleeps on grass <field> a man rests", fields=("premise", "hypothesis"))
     texts = [
         "a dog runs <field> an animal moves",
         "a dog runs and an animal moves",
         "a dog runs <field> ",
         "a man sleeps on <field> grass a man rests",  # the border has moved, the words are copied
     ]
-    result = check(texts, num_fields=2, examples=examples, max_words=20)
+    result = check(texts, task=task, max_words=20)
     np.testing.assert_array_equal(result.by_name["parses"], [True, False, False, True])
     np.testing.assert_array_equal(result.by_name["not_copied"], [True, True, True, False])
 

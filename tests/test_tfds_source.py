@@ -161,3 +161,23 @@ def test_tensorflow_is_never_imported(data_dir):
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == str(len(TEST)), done.stderr
+
+
+def test_questions_and_answers(data_dir):
+    task = load("pairs", data_dir, question="premise", answer="answer")
+    assert (task.kind, task.fields, task.labels) == ("qa", ("question", "answer"), ("question",))
+    assert {e.fields for e in task.train} <= {(f"it rains {i}", ("no", "yes")[i % 2]) for i in range(30)}
+    assert len(task.examples) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"question": "premise"}, "question and answer together"),
+        ({"question": "premise", "answer": "answer", "label": "answer"}, "without text, label"),
+        ({"question": "premise", "answer": "number"}, "answer=number must name a text feature .* premise"),
+    ],
+)
+def test_mistakes_in_the_options_of_questions(data_dir, options, message):
+    with pytest.raises(UserError, match=message):
+        load("pairs", data_dir, **options)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from streamsynth.dataset.rows import Row
+from streamsynth.tasks.question_answer import answer_form
 from streamsynth.tasks.task import Task
 
 _COLUMNS = {
@@ -32,22 +33,22 @@ def render(
       summary: the counts of `export.export`.
       config_summary: what is worth telling of the config, by key.
     """
+    columns = [(name, text) for name, text in _COLUMNS.items() if name != "label" or task.kind != "qa"]
+    asked = "a question and its answer" if task.kind == "qa" else "one label"
     sections = [
         f"# {_cell(task.name)}: synthetic training data",
         task.description,
-        "## Labels",
-        _table(("label", "rows"), summary["per_label"].items()),
-        *_missing(summary),
+        *_labels(task, summary),
         "## Columns of train.jsonl",
         _table(
             ("column", "meaning"),
-            [*((field, "text, written by the policy") for field in task.fields), *_COLUMNS.items()],
+            [*((field, "text, written by the policy") for field in task.fields), *columns],
         ),
         "## How it was made",
-        "A language model wrote every row in answer to a prompt that asked for one label and could show some "
+        f"A language model wrote every row in answer to a prompt that asked for {asked} and could show some "
         f"of the {len(task.examples)} real examples of the task. Rows that passed the gates were kept; of "
         "those, this export",
-        _steps(summary),
+        _steps(task, summary),
     ]
     if config_summary:
         settings = [(key, _plain(value)) for key, value in config_summary.items()]
@@ -56,21 +57,35 @@ def render(
         sections += ["## Provenance", _provenance(rows), "## Scores", _scores(rows)]
     sections += [
         "## Terms",
-        "The texts are synthetic, and no one has checked them: they can be wrong, or mislabelled. They were "
+        "The texts are synthetic, and no one has checked them: they can be wrong, or "
+        f"{'wrongly answered' if task.kind == 'qa' else 'mislabelled'}. They were "
         "written after real examples, whose terms may reach to what is made from them; so may those of the "
         "model that wrote them. Check both before you pass this data set on.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _steps(summary: Mapping[str, Any]) -> str:
+def _labels(task: Task, summary: Mapping[str, Any]) -> list[str]:
+    if task.kind == "qa":
+        form = answer_form(task.examples)
+        answers = "numbers, all in one form" if form.numeric else "short texts"
+        return [f"Kind: questions and answers (qa). The answers are {answers}; there are no labels."]
+    counts = _table(("label", "rows"), summary["per_label"].items())
+    return ["Kind: classification.", "## Labels", counts, *_missing(summary)]
+
+
+def _steps(task: Task, summary: Mapping[str, Any]) -> str:
+    if task.kind == "qa":
+        compared, fewer, order = "question", "for the number that was asked for", ""
+    else:
+        compared, fewer, order = "text", "to leave as many rows of each label", " and with the labels in turn"
     steps = (
         f"took {summary['kept']} kept rows,",
-        f"dropped {summary['test_overlap']} whose text is also in the real test set,",
+        f"dropped {summary['test_overlap']} whose {compared} is also in the real test set,",
         f"dropped {summary['near_duplicates']} near-duplicates of better rows (a Jaccard similarity of word "
         f"bigrams of {summary['threshold']} or more),",
-        f"dropped {summary['unbalanced']} to leave as many rows of each label, the best ones,",
-        f"and wrote {summary['rows']} rows, by falling quality and with the labels in turn.",
+        f"dropped {summary['unbalanced']} {fewer}, the best ones stayed,",
+        f"and wrote {summary['rows']} rows, by falling quality{order}.",
     )
     return "\n".join(f"- {step}" for step in steps)
 

@@ -24,7 +24,8 @@ def select(
     """Drops test texts and near-duplicates, and balances the labels.
 
     A pure function of its arguments. Of two near-duplicates, whatever their labels, the better one stays. The
-    test texts have no say in anything but this: a row that repeats one is dropped and counted.
+    test texts have no say in anything but this: a row that repeats one is dropped and counted. A question
+    with another answer is the same text.
 
     Args:
       task: the task that the rows were written for.
@@ -37,13 +38,14 @@ def select(
       "near_duplicates" and "unbalanced" (rows dropped by each), "rows" (left), "per_label" (left by label),
       "missing_labels", "threshold" and "mean_quality" (None without rows).
     """
-    test_texts = {normalise(example.text) for example in task.test}
-    own = [row for row in rows if normalise(row.text) not in test_texts]
+    test_texts = {normalise(task.identity(example.text)) for example in task.test}
+    own = [row for row in rows if normalise(task.identity(row.text)) not in test_texts]
     index = NearDuplicates(threshold)
     different = []
     for row in best_first(own):
-        if not index.seen(row.text):
-            index.add(row.text)
+        identity = task.identity(row.text)
+        if not index.seen(identity):
+            index.add(identity)
             different.append(row)
     chosen = balanced(different, per_label)
     counts = Counter(row.label for row in chosen)

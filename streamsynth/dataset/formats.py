@@ -15,22 +15,25 @@ from streamsynth.tasks.task import Task
 def write_dataset(directory: str | os.PathLike[str], rows: Sequence[Row], task: Task) -> Path:
     """Writes the rows and the task's description into a folder; each file is there whole or not at all.
 
-    A line of train.jsonl holds the task's fields by name, "label", "pattern", "step", "policy_version",
-    "examples" (ids of the examples shown) and "scores" (by part).
+    A line of train.jsonl holds the task's fields by name, "label" (not beside a question and its answer),
+    "pattern", "step", "policy_version", "examples" (ids of the examples shown) and "scores" (by part).
 
     Returns:
       The path of train.jsonl.
     """
     directory = Path(directory)
+    labelled = task.kind != "qa"
     records = (
-        dict(zip(task.fields, row.fields, strict=True)) | {"label": row.label} | row.provenance()
+        dict(zip(task.fields, row.fields, strict=True))
+        | ({"label": row.label} if labelled else {})
+        | row.provenance()
         for row in rows
     )
     card = {
         "name": task.name,
         "kind": task.kind,
         "description": task.description,
-        "labels": list(task.labels),
+        "labels": list(task.labels) if labelled else [],
         "fields": list(task.fields),
     }
     train = directory / "train.jsonl"

@@ -15,6 +15,7 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
       samples: of `report.samples`.
     """
     tasks = found["tasks"]
+    with_student = [task for task in tasks if found["score"][task] == "student accuracy"]
     sections = [
         "# StreamSynth report",
         f"{found['turns']} of {len(tasks)} turns are over. {_commit(found['commit'])}",
@@ -31,13 +32,9 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
                 ]
             ],
         ),
-        "## Student accuracy on the real test sets",
-        "Every student takes as many gradient steps, whatever it is trained on.",
-        table(
-            ("task", *(name.replace("_", " ") for name in found["student"][tasks[0]])),
-            ([task, *map(number, found["student"][task].values())] for task in tasks),
-        ),
+        *_students(found, with_student),
         "## Transfer",
+        *scale_note(found),
         table(
             ("after turn", *tasks),
             ([turn, *map(number, row)] for turn, row in enumerate(found["transfer_matrix"])),
@@ -55,6 +52,7 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
                 for task in tasks
             ),
         ),
+        *_questions(found),
         *(f"![{name.replace('_', ' ')}]({name}.svg)" for name in figures),
         "## Unselected samples",
     ]
@@ -62,6 +60,72 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
         rows = ([s["label"], _validity(s.get("valid")), s["text"]] for s in of_task["unselected"])
         sections += [f"### {cell(task)}", table(("label", "valid", "text"), rows)]
     return "\n\n".join(sections) + "\n"
+
+
+def _students(found: Mapping[str, Any], tasks: Sequence[str]) -> list[str]:
+    if not tasks:
+        return []
+    return [
+        "## Student accuracy on the real test sets",
+        "Every student takes as many gradient steps, whatever it is trained on.",
+        table(
+            ("task", *(name.replace("_", " ") for name in found["student"][tasks[0]])),
+            ([task, *map(number, found["student"][task].values())] for task in tasks),
+        ),
+    ]
+
+
+def scale_note(found: Mapping[str, Any]) -> list[str]:
+    """What must be said of a transfer matrix that holds the scores of tasks without a student; or else []."""
+    tasks = [task for task, score in found["score"].items() if score == "validity"]
+    if not tasks:
+        return []
+    note = (
+        f"No student learns from questions and answers: the score of {', '.join(map(cell, tasks))} is the "
+        "validity, the share of unselected texts that pass the gates and, where there is one, the verifier."
+    )
+    if len(tasks) < len(found["tasks"]):
+        note += " It is another scale than accuracy, and the figures of the summary are means over both."
+    return [note]
+
+
+QUESTION_FIGURES = (
+    ("numeric answers", "numeric"),
+    ("commonest answer", "commonest_answer"),
+    ("words of a question", "question_words"),
+    ("words of an answer", "answer_words"),
+)
+
+
+def question_rows(found: Mapping[str, Any]) -> list[list[Any]]:
+    """Of each task with questions: what was written at each moment, and the real test set beside it."""
+    rows = []
+    for task, moments in found["questions"].items():
+        for moment, name in (("before", "before anything"), ("after", "after its turn"), ("last", "last")):
+            figures = moments[moment]
+            if figures is not None:
+                shares = [figures["written"][key] for _, key in QUESTION_FIGURES]
+                rows.append([task, name, *shares, figures["test_exact"], figures["test_near"]])
+        real = moments["last"]["real"]
+        rows.append([task, "real test set", *(real[key] for _, key in QUESTION_FIGURES), None, None])
+    return rows
+
+
+QUESTION_HEADS = (
+    "task", "texts", *(name for name, _ in QUESTION_FIGURES), "test questions", "near test questions",
+)  # fmt: skip
+
+
+def _questions(found: Mapping[str, Any]) -> list[str]:
+    rows = question_rows(found)
+    if not rows:
+        return []
+    return [
+        "## Questions and answers",
+        "Of the unselected texts that are a question with an answer. The last two columns are the shares "
+        "whose question is in the real test set, or nearly.",
+        table(QUESTION_HEADS, ([task, name, *map(number, values)] for task, name, *values in rows)),
+    ]
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from streamsynth.evaluation import diversity, student
+from streamsynth.evaluation import diversity, questions, student
 from streamsynth.feedback import gates as gates_lib
 from streamsynth.keys import purpose_key
 from streamsynth.learner.collect import write
@@ -69,7 +69,7 @@ def draw(
         texts,
         np.concatenate(finished),
         rejections,
-        examples=[example.text for example in task.examples],
+        task=task,
         min_words=config.feedback.min_words,
         max_words=config.feedback.max_words,
         seen=lambda text: False,
@@ -80,12 +80,24 @@ def draw(
 def cell(task: Task, drawn: Drawn, config: Any, *, seed: int) -> dict[str, Any]:
     """One evaluation: a student on a fixed number of gated rows, validity, copies, diversity, samples.
 
+    No student learns from questions and answers: there, accuracy and macro-F1 are None, and the score is the
+    validity.
+
     Returns:
-      The record of evaluations.jsonl but for its turn: see `report`.
+      The record of evaluations.jsonl but for its turn: see `report`. "score" names the key of its score.
     """
     e = config.evaluation
-    rows = first_of_each(drawn.label, drawn.gates.passed, len(task.labels), e.rows_per_label)
-    scored = fit_student(task, [drawn.texts[i] for i in rows], drawn.label[rows], config, seed=seed)
+    if has_student(task):
+        rows = first_of_each(drawn.label, drawn.gates.passed, len(task.labels), e.rows_per_label)
+        texts = [drawn.texts[i] for i in rows]
+        scored = {
+            "score": "accuracy",
+            **fit_student(task, texts, drawn.label[rows], config, seed=seed),
+            "rows": len(rows),
+        }
+    else:
+        scored = {"score": "validity", "accuracy": None, "macro_f1": None, "rows": 0}
+        scored["questions"] = questions.measure(task, drawn.texts, config.dataset.near_duplicate)
     valid = verify(task, drawn.texts, drawn.label)
     samples = [
         {
@@ -97,15 +109,19 @@ def cell(task: Task, drawn: Drawn, config: Any, *, seed: int) -> dict[str, Any]:
     ]
     return {
         "task": task.name,
-        "accuracy": scored["accuracy"],
-        "macro_f1": scored["macro_f1"],
-        "rows": len(rows),
+        **scored,
+        "validity": float((drawn.gates.passed if valid is None else drawn.gates.passed & valid).mean()),
         "gate_pass": float(drawn.gates.passed.mean()),
         "copy_rate": 1.0 - float(drawn.gates.by_name["not_copied"].mean()),
         "valid": None if valid is None else float(valid.mean()),
         "diversity": diversity.measure(drawn.texts, e.diversity_texts, seed),
         "samples": samples[:20],
     }
+
+
+def has_student(task: Task) -> bool:
+    """Whether a student can be trained on the task's rows: it learns to tell labels apart."""
+    return task.kind != "qa"
 
 
 def verify(task: Task, texts: Sequence[str], label: np.ndarray) -> np.ndarray | None:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from streamsynth.evaluation import figures
-from streamsynth.evaluation.markdown import number, signed
+from streamsynth.evaluation.markdown import QUESTION_HEADS, number, question_rows, scale_note, signed
 
 _LONGEST_SAMPLE = 400
 _ANCHORS = {
@@ -23,7 +23,7 @@ _ANCHORS = {
 _SUMMARY = {
     "average_performance": (
         "average performance",
-        "mean accuracy at the end, over the tasks learned",
+        "mean score at the end, over the tasks learned",
         number,
     ),
     "forward_transfer": ("forward transfer", "gain on a task from the turns before its own", signed),
@@ -102,7 +102,7 @@ def render(found: Mapping[str, Any], drawn: Mapping[str, str], samples: Mapping[
         [
             _head(found),
             _anchors(found),
-            _transfer(drawn),
+            _transfer(found, drawn),
             _quality(found, drawn),
             _curves(drawn),
             _samples(samples),
@@ -136,7 +136,10 @@ def _anchors(found: Mapping[str, Any]) -> str:
     cards = "".join(
         f'<div class="card"><h3>{_text(task)}</h3>{"".join(_bars(found["student"][task]))}</div>'
         for task in found["tasks"]
+        if found["score"][task] == "student accuracy"
     )
+    if not cards:
+        return ""
     return _section(
         "What the rows are worth",
         "Accuracy on the real test set of a student trained on each set of rows, always with as many "
@@ -157,12 +160,13 @@ def _bars(scores: Mapping[str, float | None]) -> Iterable[str]:
             )
 
 
-def _transfer(drawn: Mapping[str, str]) -> str:
+def _transfer(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
     maps = "".join(_figure(drawn[name]) for name in ("transfer", "transfer_valid") if name in drawn)
     return _section(
         "Transfer",
         "Each row is a moment of the stream, each column a task; the framed cell follows the task's own "
-        "turn. Above the frames nothing was learned on the task yet: what rises there is forward transfer.",
+        "turn. Above the frames nothing was learned on the task yet: what rises there is forward transfer."
+        + "".join(f" {note}" for note in scale_note(found)),
         f'<div class="pair">{maps}</div>',
     )
 
@@ -183,6 +187,9 @@ def _quality(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
             "<p>Hollow: before anything. Filled: after the task's own turn. Cross: at the last evaluation. "
             "Up and to the right is better.</p>"
         )
+    rows = [[_text(task), name, *map(number, values)] for task, name, *values in question_rows(found)]
+    if rows:
+        content += "<h3>Questions and answers</h3>" + _table(QUESTION_HEADS, rows)
     return _section(
         "Quality and diversity",
         "Of unselected texts, drawn alike at every moment: before anything → after the task's own turn → at "

@@ -23,6 +23,8 @@ from streamsynth.runtime import journal
 from streamsynth.runtime.files import atomic_write
 
 ANCHORS = ("examples", "base", "base_best_of_n", "synthetic", "synthetic_all", "real")
+# What the report calls the score that an evaluation names.
+SCORES = {"accuracy": "student accuracy", "validity": "validity"}
 _PLOTTED_DIVERSITY = {"vendi": "Vendi score", "distinct_2": "distinct-2"}
 _GROUPS = {"alpha": "diversity", "kl": "policy", "entropy": "policy", "kept": "gate"}
 _FIRST_GROUPS = ("reward", "diversity", "gate", "policy", "replay")
@@ -96,13 +98,16 @@ def results(run: Run) -> dict[str, Any]:
 
     Returns:
       "tasks": names in stream order; "turns": how many are over.
-      "transfer_matrix": [turns + 1][tasks] student accuracy, the first row before anything.
+      "score": {task: "student accuracy"; or, for questions and answers, "validity", the share of unselected
+        texts that pass the gates and, where there is one, the verifier}.
+      "transfer_matrix": [turns + 1][tasks] of that score, the first row before anything.
       "average_performance", "forward_transfer", "backward_transfer", "forgetting": see `transfer`.
       "student": {task: {anchor: accuracy}} over ANCHORS, with "synthetic" of as many rows of the data set as
-        "base" has (of a run that is not over: of the last evaluation's rows).
+        "base" has (of a run that is not over: of the last evaluation's rows); null where there is no student.
       "diversity": {task: {"before", "after", "last": {metric: value}}}: before anything, after the
         task's own turn, and at the last evaluation.
-      "verifier", "gate_pass", "copy_rate": {task: {"before", "after", "last": share}}.
+      "verifier", "gate_pass", "validity", "copy_rate": {task: {"before", "after", "last": share}}.
+      "questions": {task with questions: {"before", "after", "last": figures}}, see `questions.measure`.
       "judges", "patterns", "datasets": as the run summed them up.
       "config", "commit", "seconds": {phase: seconds}.
     """
@@ -123,6 +128,9 @@ def results(run: Run) -> dict[str, Any]:
     return {
         "tasks": list(run.tasks),
         "turns": len(scores) - 1,
+        "score": {
+            task: SCORES[of_task["last"].get("score", "accuracy")] for task, of_task in moments.items()
+        },
         "transfer_matrix": [[_finite(value) for value in row] for row in scores.tolist()],
         **{name: _finite(value) for name, value in transfer.summary(scores).items()},
         "student": student,
@@ -132,7 +140,13 @@ def results(run: Run) -> dict[str, Any]:
         },
         "verifier": over_moments("valid"),
         "gate_pass": over_moments("gate_pass"),
+        "validity": over_moments("validity"),
         "copy_rate": over_moments("copy_rate"),
+        "questions": {
+            task: {name: record.get("questions") for name, record in of_task.items()}
+            for task, of_task in moments.items()
+            if "questions" in of_task["last"]
+        },
         "judges": run.summary.get("judges", {}),
         "patterns": run.summary.get("patterns", {}),
         "datasets": run.summary.get("datasets", {}),
@@ -171,7 +185,7 @@ def samples(run: Run) -> dict[str, dict[str, list]]:
 
 def draw(run: Run, found: Mapping[str, Any]) -> dict[str, str]:
     """The figures by name, as SVG text; a figure without data is left out."""
-    drawn = {"transfer": figures.heat_map(_matrix(found), run.tasks, "student accuracy")}
+    drawn = {"transfer": figures.heat_map(_matrix(found), run.tasks, score_names(found))}
     valid = transfer.matrix(run.evaluations, run.tasks, "valid")
     if not np.isnan(valid).all():
         drawn["transfer_valid"] = figures.heat_map(valid, run.tasks, "verifier: share of valid texts")
@@ -189,6 +203,11 @@ def draw(run: Run, found: Mapping[str, Any]) -> dict[str, str]:
     for group, keys in curve_groups(run.metrics).items():
         drawn[f"curves_{group}"] = figures.learning_curves(run.metrics, keys, run.tasks)
     return drawn
+
+
+def score_names(found: Mapping[str, Any]) -> str:
+    """What the tasks are scored by, such as "student accuracy or validity" in a mixed stream."""
+    return " or ".join(dict.fromkeys(found["score"].values()))
 
 
 def _matrix(found: Mapping[str, Any]) -> np.ndarray:

@@ -16,14 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 
-def matrix(evaluations: Iterable[Mapping], tasks: Sequence[str], measure: str = "accuracy") -> np.ndarray:
+def matrix(evaluations: Iterable[Mapping], tasks: Sequence[str], measure: str | None = None) -> np.ndarray:
     """R from evaluation records.
 
     Args:
       evaluations: records with "turn" (0 is before anything), "task" and `measure`; of several for the
         same turn and task the last holds. A measure that is absent or None stays NaN.
       tasks: task names in the order of their turns; records of other tasks are left out.
-      measure: the key of the score.
+      measure: the key of the score; None takes the one that each record names under "score", or "accuracy".
 
     Returns:
       [turns + 1, tasks] float64, where `turns` is the last turn that was evaluated.
@@ -33,7 +33,7 @@ def matrix(evaluations: Iterable[Mapping], tasks: Sequence[str], measure: str = 
     turns = max((record["turn"] for record in records), default=0)
     scores = np.full((turns + 1, len(tasks)), np.nan)
     for record in records:
-        value = record.get(measure)
+        value = record.get(measure or record.get("score", "accuracy"))
         scores[record["turn"], columns[record["task"]]] = np.nan if value is None else value
     return scores
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.feedback.features import words
-from streamsynth.tasks.task import FIELD_SEPARATOR
+from streamsynth.tasks.question_answer import answer_form
+from streamsynth.tasks.task import FIELD_SEPARATOR, Task, split_fields
 
-# In the order in which a rejection is attributed.
-GATES = ("finished", "parses", "length", "not_copied", "not_seen")
+# In the order in which a rejection is attributed; "answer" is a gate of question-answer tasks alone.
+GATES = ("finished", "parses", "answer", "length", "not_copied", "not_seen")
 # A shorter example, such as "thank you", may stand inside an honest text; then only equality is a copy.
 MIN_CONTAINED_WORDS = 4
 
@@ -26,7 +27,7 @@ class Gates:
     """Which samples passed which gate.
 
     Attributes:
-      by_name: for each name of `GATES`, [N] bool, judged independently of the other gates.
+      by_name: for each of the `GATES` that the task's kind has, [N] bool, judged independently of the others.
       passed: [N] bool, all gates passed.
     """
 
@@ -54,7 +55,7 @@ def check(
     finished: Sequence[bool] | np.ndarray,
     rejections: Sequence[str],
     *,
-    examples: Sequence[str],
+    task: Task,
     min_words: int,
     max_words: int,
     seen: Callable[[str], bool],
@@ -65,11 +66,11 @@ def check(
       texts: N decoded completions.
       finished: [N], whether the end-of-text token came in time.
       rejections: N names of what is wrong with a text's form, "" where it parsed into the task's fields.
-      examples: texts of the task's examples, fields joined. A copy has the words of one, or contains them
-        in a row.
+      task: its examples are what may not be copied. A copy has the words of one, or contains them in a row;
+        where the task has questions and answers, the words of its question, whatever the answer.
       min_words: the fewest words a text may have, all fields together.
       max_words: the most.
-      seen: whether a text is a near-duplicate of what was kept before this batch.
+      seen: whether a text (its `Task.identity`) is a near-duplicate of what was kept before this batch.
 
     Raises:
       UserError: no number of words lies between the two limits.
@@ -78,23 +79,27 @@ def check(
         raise UserError(
             f"no text can have at least {min_words} and at most {max_words} words: set min_words <= max_words"
         )
-    spoken = [_words(text) for text in texts]
-    num_words = np.array([len(text) for text in spoken], np.int64)
-    known = [_words(example) for example in examples]
+    num_words = np.array([len(_words(text)) for text in texts], np.int64)
+    known = [_words(task.identity(example.text)) for example in task.examples]
     equal = {_phrase(example) for example in known}
     contained = [_phrase(example) for example in known if len(example) >= MIN_CONTAINED_WORDS]
 
-    def copied(phrase: str) -> bool:
-        return phrase in equal or any(example in phrase for example in contained)
+    def copied(text: str) -> bool:
+        whole, identity = _phrase(_words(text)), _phrase(_words(task.identity(text)))
+        return identity in equal or any(example in whole for example in contained)
 
     by_name = {
         "finished": np.asarray(finished, bool),
         "parses": np.array([not rejection for rejection in rejections], bool),
         "length": (min_words <= num_words) & (num_words <= max_words),
-        "not_copied": np.array([not copied(_phrase(text)) for text in spoken], bool),
-        "not_seen": np.array([not seen(text) for text in texts], bool),
+        "not_copied": np.array([not copied(text) for text in texts], bool),
+        "not_seen": np.array([not seen(task.identity(text)) for text in texts], bool),
     }
-    return Gates(by_name=by_name, passed=np.logical_and.reduce([by_name[name] for name in GATES]))
+    if task.kind == "qa":
+        form, fields = answer_form(task.examples), [split_fields(text, 2) for text in texts]
+        by_name["answer"] = np.array([parts is not None and form.accepts(*parts) for parts in fields], bool)
+    by_name = {name: by_name[name] for name in GATES if name in by_name}
+    return Gates(by_name=by_name, passed=np.logical_and.reduce(list(by_name.values())))
 
 
 def _words(text: str) -> list[str]:

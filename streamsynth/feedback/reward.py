@@ -14,6 +14,7 @@ from streamsynth.errors import UserError
 from streamsynth.feedback import judge as judge_lib
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
+from streamsynth.tasks.question_answer import wrongly_answered
 from streamsynth.tasks.task import Example, Task
 
 
@@ -46,7 +47,7 @@ class Judge(Protocol):
 
 
 def _verifier(context: JudgeContext) -> Judge | None:
-    """A world's exact verifier; None for a task without one."""
+    """The verifier of a world, or the user's own; None for a task without one."""
     if context.task.verifier is None:
         return None
     return lambda texts, label, tokens, mask: judge_lib.verifier(context.task, texts, label)
@@ -125,8 +126,8 @@ def check_judges(weights: dict[str, float]) -> None:
 def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
     """Makes the judges that have a weight, and measures each before it is trusted.
 
-    A judge's AUC at telling held-back texts of a label from texts of the others scales its weight by
-    2 AUC - 1; at chance it is 0, with a warning.
+    A judge's AUC at telling held-back texts of a label from texts of the others (see `measure`) scales its
+    weight by 2 AUC - 1; at chance it is 0, with a warning.
 
     Args:
       context: of the task.
@@ -158,8 +159,18 @@ def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
 
 
 def measure(context: JudgeContext, judge: Judge) -> float:
-    """The judge's AUC: held-back examples under their own label against the same texts under the others."""
+    """The judge's AUC: held-back examples under their own label against the same texts under the others.
+
+    Questions have one label only: there, each held-back question with its answer is ranked against each with
+    the answer of another one. A judge that knows what reads well, but not what is right, is at chance.
+    """
     task = context.task
+    if task.kind == "qa":
+        right = [example.text for example in context.held_back]
+        wrong = wrongly_answered(context.held_back)
+        label = np.zeros(len(right) + len(wrong), np.int32)
+        verdicts = judge([*right, *wrong], label, *context.encode([*right, *wrong]))
+        return judge_lib.auc(verdicts[: len(right)], verdicts[len(right) :])
     texts = [example.text for example in context.held_back]
     truth = np.array([task.labels.index(example.label) for example in context.held_back])
     tokens, mask = context.encode(texts)

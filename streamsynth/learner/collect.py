@@ -141,14 +141,14 @@ def score(
       written: N samples.
       reward: the task's judges.
       featurize: texts to vectors.
-      seen: whether a text is a near-duplicate of what was kept before this batch.
+      seen: whether a text (its `Task.identity`) is a near-duplicate of what was kept before this batch.
       config: the group `feedback`.
     """
     gates = gates_lib.check(
         written.texts,
         np.asarray(written.rollouts.finished),
         written.rejections,
-        examples=[example.text for example in task.examples],
+        task=task,
         min_words=config.min_words,
         max_words=config.max_words,
         seen=seen,

@@ -3,6 +3,9 @@
 Only train is required. The text stands in the column "text", or in one or two columns that task.json names as
 "fields", or in the only one or two columns beside "label". task.json may hold "name", "kind", "description",
 "labels" and "fields"; its other keys are left alone.
+
+Of the kind "qa" (or "math", which means the same here) are questions in the column "question" and their
+answers in "answer"; without a column "label" such a set needs no task.json. Other columns are left alone.
 """
 
 from __future__ import annotations
@@ -17,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from streamsynth.errors import UserError
-from streamsynth.tasks import splits
+from streamsynth.tasks import question_answer, splits, verifiers
 from streamsynth.tasks.records import PROVENANCE_COLUMNS, BadRecord, BadRows, examples_from
-from streamsynth.tasks.task import Example, Task
+from streamsynth.tasks.task import QUESTION, Example, Task
 
 PARTS = ("train", "validation", "test")
 SUFFIXES = (".jsonl", ".jsonl.gz", ".csv")
+# What task.json may call a kind, and which it is.
+KINDS = {"classification": "classification", "qa": "qa", "math": "qa"}
 
 Records = Iterator[tuple[int, dict[str, Any] | BadRecord]]
 
@@ -32,7 +37,7 @@ class _Card:
     """What task.json says; None where it says nothing."""
 
     name: str | None = None
-    kind: str = "classification"
+    kind: str | None = None
     description: str | None = None
     labels: tuple[str, ...] | None = None
     fields: tuple[str, ...] | None = None
@@ -47,6 +52,7 @@ def load_task(
     examples_per_label: int = 8,
     seed: int = 0,
     on_bad_row: str = "error",
+    verifier: str | None = None,
 ) -> Task:
     """Loads a folder as a task.
 
@@ -58,6 +64,7 @@ def load_task(
       examples_per_label: k, the label budget per label.
       seed: draws the examples; the parts do not depend on it.
       on_bad_row: "error" or "skip".
+      verifier: "package.module:function", see `verifiers`.
 
     Raises:
       UserError: names folder, file and line and says how to mend it. A file that cannot be read to its end is
@@ -68,17 +75,24 @@ def load_task(
     if test not in ("test", "validation"):
         raise UserError(f"the option test={test} of {folder} must be test or validation")
     card = _read_card(folder)
-    if card.kind != "classification":
-        raise UserError(
-            f"{folder} is of kind {card.kind!r} (task.json): only classification sets can be loaded so far"
-        )
-    fields = card.fields or _find_fields(paths["train"])
+    kind = card.kind or _find_kind(paths["train"])
+    if kind == "qa":
+        fields = card.fields or question_answer.FIELDS
+        if fields != question_answer.FIELDS:
+            raise UserError(
+                f"the 'fields' of {folder / 'task.json'} must be question and answer, or left out"
+            )
+    else:
+        fields = card.fields or _find_fields(paths["train"])
+    if kind == "qa" and commonest is not None:
+        raise UserError(f"{folder} holds questions and answers, which have no labels: leave out commonest")
     bad_rows = BadRows(on_bad_row)
 
     def read(part: str, labels: tuple[str, ...] | None) -> list[Example]:
+        records = _records(paths[part])
         return list(
             examples_from(
-                _records(paths[part]),
+                _of_one_label(records) if kind == "qa" else records,
                 part=part,
                 place=f"{paths[part]}, line",
                 fields=fields,
@@ -87,18 +101,22 @@ def load_task(
             )
         )
 
-    train = read("train", card.labels)
+    known_labels = (QUESTION,) if kind == "qa" else card.labels
+    train = read("train", known_labels)
     if not train:
-        raise UserError(f"{paths['train']} has no usable row: add rows with a text and a label")
-    labels = card.labels or tuple(sorted({row.label for row in train}))
+        wanted = "a question and an answer" if kind == "qa" else "a text and a label"
+        raise UserError(f"{paths['train']} has no usable row: add rows with {wanted}")
+    labels = known_labels or tuple(sorted({row.label for row in train}))
     others = {part: read(part, labels) for part in paths if part != "train"}
     name = name or card.name or splits.name_of_folder(folder)
     some_labels = ", ".join(labels[:8]) + ", ..." * (len(labels) > 8)
-    return splits.build_task(
+    without_description = "Questions and answers." if kind == "qa" else f"Texts of the kinds {some_labels}."
+    task = splits.build_task(
         name=splits.check_name(name, f"the spec or {folder}"),
-        description=card.description or f"Texts of the kinds {some_labels}.",
+        description=card.description or without_description,
         labels=labels,
         fields=fields,
+        kind=kind,
         parts={"train": train, **others},
         test=test,
         commonest=commonest,
@@ -106,6 +124,9 @@ def load_task(
         seed=seed,
         skipped_rows=bad_rows.count,
     )
+    if kind == "qa":
+        task = question_answer.with_normalised_answers(task)
+    return task if verifier is None else verifiers.with_verifier(task, verifier)
 
 
 def _find_parts(folder: Path) -> dict[str, Path]:
@@ -136,6 +157,9 @@ def _read_card(folder: Path) -> _Card:
     for key in ("name", "kind", "description"):
         if key in content and not (isinstance(content[key], str) and content[key].strip()):
             raise UserError(f"the key {key!r} of {path} must be a text")
+    kind = content.get("kind")
+    if kind is not None and kind not in KINDS:
+        raise UserError(f"the kind {kind!r} of {path} cannot be loaded: there are {', '.join(KINDS)}")
     lists: dict[str, tuple[str, ...] | None] = {}
     for key in ("labels", "fields"):
         value = content.get(key) or None
@@ -148,18 +172,29 @@ def _read_card(folder: Path) -> _Card:
         lists[key] = value
     if lists["fields"] is not None and len(lists["fields"]) > 2:
         raise UserError(f"the key 'fields' of {path} must name one or two columns, the text of a row")
-    known = {key: content[key] for key in ("name", "kind", "description") if key in content}
-    return _Card(**known, **lists)
+    known = {key: content[key] for key in ("name", "description") if key in content}
+    return _Card(**known, kind=kind and KINDS[kind], **lists)
 
 
-def _find_fields(path: Path) -> tuple[str, ...]:
-    """The text columns, judged by the first record that has more than a label."""
+def _find_kind(path: Path) -> str:
+    columns = _columns(path)
+    return (
+        "qa" if "label" not in columns and set(question_answer.FIELDS) <= set(columns) else "classification"
+    )
+
+
+def _columns(path: Path) -> tuple[str, ...]:
+    """Those of the first record that has more than a label."""
     readable = (tuple(record) for _, record in _records(path) if isinstance(record, dict))
     columns = next((columns for columns in readable if set(columns) - {"label"}), None)
     if columns is None:
         raise UserError(f"{path} has no usable row: add rows with a text and a label")
-    if "label" not in columns and {"question", "answer"} <= set(columns):
-        raise UserError(f"{path} holds questions and answers: only classification sets can be loaded so far")
+    return columns
+
+
+def _find_fields(path: Path) -> tuple[str, ...]:
+    """The text columns of labelled texts."""
+    columns = _columns(path)
     if "text" in columns:
         return ("text",)
     fields = tuple(column for column in columns if column != "label" and column not in PROVENANCE_COLUMNS)
@@ -169,6 +204,11 @@ def _find_fields(path: Path) -> tuple[str, ...]:
             'columns as "fields" in task.json'
         )
     return fields
+
+
+def _of_one_label(records: Records) -> Records:
+    for number, record in records:
+        yield number, record if isinstance(record, BadRecord) else {**record, "label": QUESTION}
 
 
 def _records(path: Path) -> Records:
@@ -200,10 +240,10 @@ def _csv_records(path: Path) -> Records:
     reader = csv.reader(text_lines(), strict=True)
     try:
         header = [column.strip() for column in next(reader, [])]
-        if "label" not in header and not {"question", "answer"} <= set(header):
+        if "label" not in header and not set(question_answer.FIELDS) <= set(header):
             raise UserError(
                 f"{path}, line 1, has no column 'label' but {', '.join(map(repr, header)) or 'none'}: begin "
-                "the file with a header such as text,label"
+                "the file with a header such as text,label or question,answer"
             )
         if len(set(header)) < len(header):
             raise UserError(f"{path}, line 1, names a column twice: rename one")

@@ -64,6 +64,7 @@ def _files(request: Request) -> Task:
     return files.load_task(
         request.location,
         **_common_options(request),
+        verifier=request.options.get("verifier"),
         examples_per_label=request.examples_per_label,
         seed=request.seed,
         on_bad_row=request.on_bad_row,
@@ -73,7 +74,8 @@ def _files(request: Request) -> Task:
 def _tfds(request: Request) -> Task:
     from streamsynth.tasks import tfds_source
 
-    named = {key: request.options[key] for key in ("text", "label", "data_dir") if key in request.options}
+    keys = ("text", "label", "question", "answer", "data_dir")
+    named = {key: request.options[key] for key in keys if key in request.options}
     return tfds_source.load_task(
         request.location,
         **named,
@@ -86,8 +88,12 @@ def _tfds(request: Request) -> Task:
 
 SOURCES: dict[str, Source] = {
     "worlds": Source(_worlds, (), "worlds:NAME"),
-    "files": Source(_files, ("name", "commonest", "test"), "files:DIR"),
-    "tfds": Source(_tfds, ("name", "commonest", "test", "text", "label", "data_dir"), "tfds:NAME"),
+    "files": Source(_files, ("name", "commonest", "test", "verifier"), "files:DIR"),
+    "tfds": Source(
+        _tfds,
+        ("name", "commonest", "test", "text", "label", "question", "answer", "data_dir"),
+        "tfds:NAME",
+    ),
 }
 
 
@@ -106,8 +112,9 @@ def load(
     Args:
       spec: "worlds:NAME", "files:DIR" or "tfds:NAME[/CONFIG]", with options after "?". Options of files and
         tfds: `name` renames the task, `commonest=10` keeps the ten commonest labels, `test=validation`
-        measures on the validation split (for choosing settings, so that the test set stays unseen). Of tfds
-        besides: `text` (one feature, or two with a comma), `label`, `data_dir`.
+        measures on the validation split (for choosing settings, so that the test set stays unseen). Of files
+        besides: `verifier=package.module:function`, a test of the user's own for what is valid. Of tfds
+        besides: `text` (one feature, or two with a comma), `label`, or `question` and `answer`; `data_dir`.
       examples_per_label: k, the label budget per label.
       seed: the same spec and seed give the same task, in every process.
       train_limit: at most so many training rows; the examples stay among them.

@@ -55,6 +55,7 @@ def build_task(
     description: str,
     labels: Sequence[str],
     fields: tuple[str, ...],
+    kind: str = "classification",
     parts: Mapping[str, Sequence[Example]],
     test: str,
     commonest: int | None,
@@ -66,6 +67,7 @@ def build_task(
 
     Args:
       labels: all labels, in the order of their indices.
+      kind: "classification" or "qa". Of a question and its answer the question decides what is the same text.
       parts: the examples of "train", and of "validation" and "test" where the source has them. A part that is
         missing is cut from train; the cut depends on the texts alone, so that all seeds share one test set.
       test: the part that becomes `Task.test`, "test" or "validation".
@@ -86,22 +88,23 @@ def build_task(
     if commonest is not None:
         labels = commonest_labels(name, parts["train"], labels, commonest)
         parts = {part: [row for row in rows if row.label in labels] for part, rows in parts.items()}
-    if len(labels) < 2:
+    if len(labels) < 2 and kind == "classification":
         raise UserError(f"the task {name} has {len(labels)} label(s): classification needs two or more")
-    train = without_texts_of(parts["train"], [*parts.get("test", ()), *parts.get("validation", ())])
+    train = without_texts_of(parts["train"], [*parts.get("test", ()), *parts.get("validation", ())], kind)
     for part, share in CUT_SHARES.items():
         if part not in parts:
-            train, parts[part] = cut(train, share)
+            train, parts[part] = cut(train, share, kind)
     if not parts[test]:
         raise UserError(f"the {test} part of the task {name} has no usable row: add rows to it")
     return Task(
         name=name,
         description=description,
         labels=tuple(labels),
-        examples=draw_examples(name, train, labels, examples_per_label, seed),
+        examples=draw_examples(name, train, labels, examples_per_label, seed, kind),
         train=tuple(train),
         test=tuple(parts[test]),
         fields=fields,
+        kind=kind,
         skipped_rows=skipped_rows,
     )
 
@@ -115,13 +118,22 @@ def commonest_labels(name: str, rows: Sequence[Example], labels: Sequence[str], 
     return [label for label in labels if label in chosen]
 
 
-def without_texts_of(rows: Sequence[Example], others: Sequence[Example]) -> list[Example]:
+def same_text(row: Example, kind: str) -> str:
+    """Equal for two rows if they are the same text: for a question and its answer, the same question."""
+    return normalise(row.fields[0] if kind == "qa" else row.text)
+
+
+def without_texts_of(
+    rows: Sequence[Example], others: Sequence[Example], kind: str = "classification"
+) -> list[Example]:
     """The rows whose text is not among the others' texts."""
-    taken = {normalise(row.text) for row in others}
-    return [row for row in rows if normalise(row.text) not in taken]
+    taken = {same_text(row, kind) for row in others}
+    return [row for row in rows if same_text(row, kind) not in taken]
 
 
-def cut(rows: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
+def cut(
+    rows: Sequence[Example], share: float, kind: str = "classification"
+) -> tuple[list[Example], list[Example]]:
     """Cuts the share of each label's texts off `rows` and returns (the rest, what was cut).
 
     The texts with the smallest hashes are cut: no seed, and the order of the rows does not matter. Of a label
@@ -129,17 +141,22 @@ def cut(rows: Sequence[Example], share: float) -> tuple[list[Example], list[Exam
     """
     texts: dict[str, set[str]] = defaultdict(set)
     for row in rows:
-        texts[row.label].add(normalise(row.text))
+        texts[row.label].add(same_text(row, kind))
     chosen: set[str] = set()
     for of_label in texts.values():
         count = max(round(share * len(of_label)), min(1, len(of_label) - 1))
         chosen.update(sorted(of_label, key=_digest)[:count])
-    rest = [row for row in rows if normalise(row.text) not in chosen]
-    return rest, [row for row in rows if normalise(row.text) in chosen]
+    rest = [row for row in rows if same_text(row, kind) not in chosen]
+    return rest, [row for row in rows if same_text(row, kind) in chosen]
 
 
 def draw_examples(
-    name: str, rows: Sequence[Example], labels: Sequence[str], per_label: int, seed: int
+    name: str,
+    rows: Sequence[Example],
+    labels: Sequence[str],
+    per_label: int,
+    seed: int,
+    kind: str = "classification",
 ) -> tuple[Example, ...]:
     """Draws `per_label` rows a label, with distinct texts that no row of another label has.
 
@@ -148,7 +165,7 @@ def draw_examples(
     labels_of: dict[str, set[str]] = defaultdict(set)
     first: dict[tuple[str, str], Example] = {}
     for row in rows:
-        text = normalise(row.text)
+        text = same_text(row, kind)
         labels_of[text].add(row.label)
         first.setdefault((row.label, text), row)
     candidates: dict[str, list[Example]] = {label: [] for label in labels}
@@ -158,6 +175,11 @@ def draw_examples(
     drawn: list[Example] = []
     for label, usable in candidates.items():
         if len(usable) < per_label:
+            if kind == "qa":
+                raise UserError(
+                    f"the task {name} has {len(usable)} usable training question(s), but "
+                    f"examples_per_label={per_label}: add rows or lower examples_per_label"
+                )
             raise UserError(
                 f"the label {label!r} of the task {name} has {len(usable)} usable training text(s), but "
                 f"examples_per_label={per_label}: add rows, lower examples_per_label, or leave rare labels "

@@ -8,6 +8,8 @@ from collections.abc import Callable
 # Between the fields of a two-field text (premise and hypothesis) wherever it travels as one string.
 # It is one piece of the policy's vocabulary.
 FIELD_SEPARATOR = "<field>"
+# The one label of a question-answer task.
+QUESTION = "question"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,10 @@ class Task:
       train: all real training data; only the anchor "real" is trained on it.
       test: the real test set; only the final measure sees it.
       fields: names of the fields, `("text",)` or for instance `("premise", "hypothesis")`.
-      kind: "classification".
-      verifier: exact test of a text against a label where one exists (embedded worlds), else None.
+      kind: "classification"; or "qa", whose fields are a question and its answer, and whose one label,
+        `QUESTION`, stands for all of them (K = 1).
+      verifier: test of a text against a label where one exists (embedded worlds, or the user's own), else
+        None.
       skipped_rows: malformed rows that were left out under `on_bad_row="skip"`.
     """
 
@@ -64,6 +68,10 @@ class Task:
     @property
     def brief(self) -> Brief:
         return Brief(self.description, self.fields, self.kind)
+
+    def identity(self, text: str) -> str:
+        """What decides whether a text is another's copy: of a question and its answer the question."""
+        return text.partition(FIELD_SEPARATOR)[0].strip() if self.kind == "qa" else text
 
     def examples_of(self, label: str) -> tuple[Example, ...]:
         """The examples of one label, in their fixed order."""

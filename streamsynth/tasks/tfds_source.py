@@ -9,16 +9,18 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from streamsynth.errors import UserError
-from streamsynth.tasks import splits
+from streamsynth.tasks import question_answer, splits
 from streamsynth.tasks.records import BadRecord, BadRows, examples_from
-from streamsynth.tasks.task import Example, Task
+from streamsynth.tasks.task import QUESTION, Example, Task
 
 
 def load_task(
     dataset: str,
     *,
     text: str | None = None,
-    label: str = "label",
+    label: str | None = None,
+    question: str | None = None,
+    answer: str | None = None,
     data_dir: str | None = None,
     name: str | None = None,
     commonest: int | None = None,
@@ -34,7 +36,8 @@ def load_task(
         can be; or the folder of one prepared version, which needs no code of the data set.
       text: the text feature, or two with a comma between them; by default "text", or else the only one or two
         text features beside the label, by alphabet.
-      label: the label feature, a ClassLabel (its names become the labels) or a text.
+      label: the label feature, a ClassLabel (its names become the labels) or a text; by default "label".
+      question, answer: the text features of a question-answer task, in place of text and label.
       data_dir: where TFDS keeps its data sets.
       name: name of the task; by default that of the data set.
       commonest: keeps so many labels, the most frequent ones.
@@ -55,12 +58,23 @@ def load_task(
             f"{', '.join(sorted(sources))}"
         )
     features = dict(sorted(info.features.items()))  # TFDS reads them from its files in no fixed order
-    fields = _text_features(dataset, features, text, label)
-    names = _label_names(dataset, features, label)
+    if question or answer:
+        if not (question and answer) or text or label or commonest:
+            raise UserError(
+                f"the TFDS set {dataset} is read as questions with the options question and answer together, "
+                "and without text, label and commonest"
+            )
+        kind, names = "qa", (QUESTION,)
+        columns = _question_features(dataset, features, question, answer)
+    else:
+        kind, label = "classification", label or "label"
+        columns = {field: field for field in _text_features(dataset, features, text, label)}
+        names = _label_names(dataset, features, label)
+    fields = tuple(columns)
     bad_rows = BadRows(on_bad_row)
 
     def read(split: str, labels: tuple[str, ...] | None) -> list[Example]:
-        records = _records(sources[split], fields, label, names)
+        records = _records(sources[split], columns, label, names)
         place = f"{dataset}, split {split}, row"
         return list(
             examples_from(records, part=split, place=place, fields=fields, labels=labels, bad_rows=bad_rows)
@@ -73,11 +87,12 @@ def load_task(
     if test in sources:
         parts["test"] = read(test, labels)
     parts["validation"] = []
-    return splits.build_task(
+    task = splits.build_task(
         name=splits.check_name(name or info.name, "the spec"),
         description=_first_sentence(info.description) or f"Texts of the TFDS set {info.name}.",
         labels=labels,
         fields=fields,
+        kind=kind,
         parts=parts,
         test="test",
         commonest=commonest,
@@ -85,6 +100,7 @@ def load_task(
         seed=seed,
         skipped_rows=bad_rows.count,
     )
+    return question_answer.with_normalised_answers(task) if kind == "qa" else task
 
 
 def _open(dataset: str, data_dir: str | None) -> tuple[dict[str, Sequence[Any]], tfds.core.DatasetInfo]:
@@ -138,6 +154,20 @@ def _text_features(
     return fields
 
 
+def _question_features(
+    dataset: str, features: Mapping[str, Any], question: str, answer: str
+) -> dict[str, str]:
+    """The features that hold the fields of a question-answer task."""
+    known = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
+    for name, feature in zip(question_answer.FIELDS, (question, answer), strict=True):
+        if feature not in known:
+            raise UserError(
+                f"the option {name}={feature} must name a text feature of the TFDS set {dataset}: "
+                f"{', '.join(known) or 'it has none'}"
+            )
+    return dict(zip(question_answer.FIELDS, (question, answer), strict=True))
+
+
 def _label_names(dataset: str, features: Mapping[str, Any], label: str) -> tuple[str, ...] | None:
     """The names of a ClassLabel in their order; None where the labels are texts."""
     feature = features.get(label)
@@ -154,13 +184,18 @@ def _label_names(dataset: str, features: Mapping[str, Any], label: str) -> tuple
 
 
 def _records(
-    source: Sequence[Any], fields: tuple[str, ...], label: str, names: tuple[str, ...] | None
+    source: Sequence[Any], columns: Mapping[str, str], label: str | None, names: tuple[str, ...] | None
 ) -> Iterator[tuple[int, dict[str, Any] | BadRecord]]:
-    """Rows, numbered from 0 as TFDS numbers them, with their label as text under "label"."""
+    """Rows, numbered from 0 as TFDS numbers them, with their label as text under "label".
+
+    `columns` says which feature holds each field. Without a label feature, a row has the label in `names`.
+    """
     for number, row in enumerate(source):
         try:
-            record = {field: row[field].decode() for field in fields}
-            if names is None:
+            record = {field: row[feature].decode() for field, feature in columns.items()}
+            if label is None:
+                (record["label"],) = names
+            elif names is None:
                 record["label"] = row[label].decode()
             elif 0 <= row[label] < len(names):
                 record["label"] = names[row[label]]
