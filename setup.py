@@ -34,6 +34,7 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "pytest>=8.0",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "sacrebleu>=2.4",
             "scipy>=1.13",
