@@ -66,3 +66,13 @@ def finished(tmp_path_factory) -> Finished:
     cache = folder / "cache"
     results = api.train(runs.config(cache), folder / "run")
     return Finished(folder / "run", results, cache)
+
+
+@pytest.fixture(scope="module")
+def quick_xla():
+    """Nearly all of a tiny run is compilation: half the time for programs that are twice as slow."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

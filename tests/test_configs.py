@@ -6,31 +6,106 @@ import shlex
 import subprocess
 import sys
 
+import named
 import pytest
+import runs
 from runs import ROOT
 
-from streamsynth import assemble, config
+from streamsynth import api, assemble, config
 from streamsynth import main as main_lib
+from streamsynth.errors import UserError
+from streamsynth.policy.families import choices
+from streamsynth.policy.huggingface.architectures import read_config
 
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+# Of pretrained policies: by name the family, and whether an adapter is trained.
+PRETRAINED = {
+    "gemma3_270m": ("gemma3", False),
+    "gemma2_2b": ("gemma2", True),
+    "gemma2_9b": ("gemma2", True),
+    "llama31_8b": ("llama", True),
+    "qwen25_7b": ("qwen2", True),
+    "qwen3_4b": ("qwen3", True),
+}
+SCRIPTS = {"paper_folders"}
+CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in SCRIPTS]
 SWEEPS = [path for path in CONFIGS if path.name.startswith("sweep_")]
 
 
-@pytest.mark.parametrize("arg", ["", "tiny", "tiny,seed=3"])
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """By family, the folder of a random network; and the folder of the stream's data."""
+    folder = tmp_path_factory.mktemp("weights")
+    made = {family: named.weights(folder / family, family) for family, _ in PRETRAINED.values()}
+    return {**made, "data": named.data(folder / "data")}
+
+
+def flag(path, arg, weights):
+    """`FILE:arg`, with the weights and data that a config of pretrained policies needs unless it is tiny."""
+    if path.stem in PRETRAINED and "tiny" not in arg:
+        named_folders = f"weights={weights[PRETRAINED[path.stem][0]]},data={weights['data']}"
+        arg = f"{arg},{named_folders}" if arg else named_folders
+    return f"{path}:{arg}"
+
+
+@pytest.mark.parametrize("arg", ["", "seed=3", "tiny", "tiny,seed=3"])
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_resolves_and_is_valid(path, arg):
-    resolved = config.load(f"{path}:{arg}")
+def test_a_config_resolves_and_is_valid(path, arg, weights):
+    resolved = config.load(flag(path, arg, weights))
     assemble.check(resolved)
     assert resolved.seed == (3 if "seed" in arg else 0)
     assert config.from_json(config.to_json(resolved)) == resolved
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_tiny_is_smaller(path):
-    whole, tiny = (config.load(f"{path}:{arg}") for arg in ("", "tiny"))
+def test_tiny_is_smaller(path, weights):
+    whole, tiny = (config.load(flag(path, arg, weights)) for arg in ("", "tiny"))
     assert len(tiny.stream.tasks) <= 2
     assert tiny.pretrain.steps * tiny.policy.width < whole.pretrain.steps * whole.policy.width / 10
     assert tiny.learner.steps < whole.learner.steps
+
+
+def test_every_config_of_a_pretrained_policy_is_known_here():
+    assert PRETRAINED.keys() == {path.stem for path in CONFIGS if "pretrained(" in path.read_text()}
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_a_pretrained_policy_runs_in_low_precision_with_scanned_layers(name, weights):
+    """What the config asks of the network of its weights; without weights it says what is missing."""
+    path = ROOT / "configs" / f"{name}.py"
+    family, adapts = PRETRAINED[name]
+    resolved = config.load(flag(path, "", weights))
+    network = read_config(assemble.weights_folder(resolved), **choices(resolved.policy))
+    assert (network.family, network.param_dtype, network.scan_layers) == (family, "bfloat16", True)
+    assert (network.lora is not None) == adapts
+    assert len(resolved.stream.tasks) == 4
+    with pytest.raises(UserError, match="weights=DIR"):
+        config.load(str(path))
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_the_tiny_run_of_a_pretrained_policy(name, tmp_path, tmp_path_factory, quick_xla):
+    """A small policy of the family, from nothing to the report."""
+    cache = tmp_path_factory.getbasetemp() / "tiny-policies"
+    tiny = config.load(f"{ROOT / 'configs' / name}.py:tiny", {"cache_dir": str(cache)})
+    results = api.train(tiny, tmp_path / "run")
+    assert results["tasks"] == ["market_1", "restaurant_1"] and results["turns"] == 2
+    assert all(value is not None for row in results["transfer_matrix"] for value in row)
+    state = set(runs.state(tmp_path / "run"))
+    collection = "lora" if PRETRAINED[name][1] else "params"
+    assert {path.split("/")[1] for path in state if path.startswith("params/")} == {collection}
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_the_tiny_run_with_weights(name, tmp_path, weights, quick_xla):
+    """Named weights of the family in its chat format, on two folders of the stream."""
+    family = PRETRAINED[name][0]
+    tiny = f"{ROOT / 'configs' / name}.py:tiny,weights={weights[family]},data={weights['data']}"
+    results = api.train(config.load(tiny), tmp_path / "run")
+    assert results["tasks"] == ["yelp5", "amazon5"] and results["turns"] == 2
+    api.export(tmp_path / "run", tmp_path / "model")
+    assert read_config(tmp_path / "model").family == family
 
 
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)

@@ -55,7 +55,7 @@ def config_of(folders, **overrides):
 
 
 @pytest.fixture(scope="module")
-def run(folders, tmp_path_factory):
+def run(folders, tmp_path_factory, quick_xla):
     workdir = tmp_path_factory.mktemp("run") / "run"
     before = content_hash(folders[0])
     results = api.train(config_of(folders), workdir)

@@ -3,7 +3,6 @@
 import json
 import sys
 
-import jax
 import numpy as np
 import pytest
 import runs
@@ -20,7 +19,7 @@ def load(folder, examples_per_label):
 
 
 @pytest.fixture(scope="module")
-def mixed(tmp_path_factory):
+def mixed(tmp_path_factory, quick_xla):
     """The smallest run over a question-answer task and a world; its policy has read other such questions."""
     root = tmp_path_factory.mktemp("mixed")
     rng = np.random.default_rng(0)
@@ -42,8 +41,6 @@ def mixed(tmp_path_factory):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(root)
-        # Nearly all of such a run is compilation: half the time for programs that are twice as slow.
-        jax.config.update("jax_disable_most_optimizations", True)
         config = runs.config(
             root / "cache",
             stream__tasks=f"files:{root}/sums?verifier=sum_checks:plausible,worlds:market_1",
@@ -51,10 +48,7 @@ def mixed(tmp_path_factory):
             learner__steps="1",
             supervised__rounds="1",
         )
-        try:
-            yield root, api.train(config, root / "run")
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+        yield root, api.train(config, root / "run")
     sys.modules.pop("sum_checks", None)
 
 
