@@ -12,7 +12,8 @@ from runs import ROOT
 from streamsynth import assemble, config
 from streamsynth import main as main_lib
 
-CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+SCRIPTS = {"paper_folders.py"}
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name not in SCRIPTS)
 SWEEPS = [path for path in CONFIGS if path.name.startswith("sweep_")]
 
 
