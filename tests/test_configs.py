@@ -26,7 +26,7 @@ PRETRAINED = {
     "qwen25_7b": ("qwen2", True),
     "qwen3_4b": ("qwen3", True),
 }
-SCRIPTS = {"paper_folders"}
+SCRIPTS = {"paper_folders"}  # makes folders, no config
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in SCRIPTS]
 SWEEPS = [path for path in CONFIGS if path.name.startswith("sweep_")]
 
