@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import flax.linen as nn
 import jax
@@ -11,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file
 
 from streamsynth.errors import UserError
 from streamsynth.keys import purpose_key, sample_keys
