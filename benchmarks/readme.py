@@ -94,7 +94,23 @@ def real_text() -> str:
     return "\n".join([*lines, "", f"One seed (`{found['command']}`)."])
 
 
-TABLES = {"learning": learning, "real_text": real_text}
+def import_memory() -> str:
+    """Anonymous memory of reading a checkpoint, by how it is placed."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "import_memory.json").read_text())
+    lines = [
+        "| reading 200M parameters, MB of anonymous memory | own parameters | largest one | peak "
+        "| peak above own | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, processes in found["cases"].items():
+        worst = max(processes, key=lambda process: process["peak"] - process["own"])
+        sizes = [worst["own"], worst["largest"], worst["peak"], worst["peak"] - worst["own"]]
+        figures = " | ".join(f"{size / 2**20:.0f}" for size in sizes)
+        lines.append(f"| {name} | {figures} | {worst['seconds']:.1f} |")
+    return "\n".join([*lines, "", f"On CPU devices (`{found['command']}`)."])
+
+
+TABLES = {"learning": learning, "real_text": real_text, "import_memory": import_memory}
 
 
 def main() -> None:

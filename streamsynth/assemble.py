@@ -22,7 +22,7 @@ from streamsynth.learner.objective import ObjectiveConfig
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_state
 from streamsynth.policy.families import choices, own_config
-from streamsynth.policy.huggingface.architectures import read_config
+from streamsynth.policy.huggingface.architectures import read_config, read_context
 from streamsynth.policy.lora import adapter_axes, init_adapter, merge
 from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
 from streamsynth.policy.tokenizer_files import load_tokenizer
@@ -106,9 +106,7 @@ def check(config: Any) -> None:
     own_config(config.policy, config.policy.vocab_size)
     folder = weights_folder(config)
     if folder is not None:
-        read_config(folder, **choices(config.policy))
-        r = config.rollout
-        make_format(config.policy.format, load_tokenizer(folder), r.prompt_length, r.completion_length)
+        _check_weights(config, folder)
     elif config.policy.format not in ("auto", "markers"):
         raise UserError(
             f'policy.format = "{config.policy.format}" is for named weights, and ours are trained on '
@@ -162,6 +160,28 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
             "point policy.init at those, or use a new --workdir."
         )
     return policy
+
+
+def _check_weights(config: Any, folder: str) -> None:
+    """What can be said of named weights without reading them."""
+    network, tokenizer, r = (
+        read_config(folder, **choices(config.policy)),
+        load_tokenizer(folder),
+        config.rollout,
+    )
+    form = make_format(config.policy.format, tokenizer, r.prompt_length, r.completion_length)
+    context, wanted = read_context(folder), r.prompt_length + r.completion_length
+    if wanted > context:
+        raise UserError(
+            f"rollout.prompt_length + rollout.completion_length = {wanted} is more than the {context} tokens "
+            f"that the model in {folder} was made for (max_position_embeddings): lower one of them."
+        )
+    for index in (tokenizer.bos, tokenizer.pad, *form.stops):
+        if index is not None and index >= network.vocab_size:
+            raise UserError(
+                f"the tokenizer in {folder} uses the id {index}, and its model has {network.vocab_size} "
+                "embeddings (vocab_size): copy the tokenizer that belongs to the weights."
+            )
 
 
 def load_tasks(config: Any) -> tuple[Task, ...]:

@@ -168,12 +168,21 @@ def test_a_new_stream_starts_from_the_merged_policy(run, folders, tmp_path):
         ("policy__lora__modules", "query,q_proj", "policy.lora.modules has 'q_proj'"),
         ("policy__param_dtype", "int4", "policy.param_dtype = 'int4'"),
         ("supervised__held_out", "8", "supervised.held_out = 8 leaves none"),
+        ("rollout__prompt_length", "4090", "4138 is more than the 4096 tokens"),
         ("rollout__prompt_length", "20", "rollout.prompt_length = 20 is too short.*takes"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_sentence(folders, tmp_path, key, value, words):
     with pytest.raises(UserError, match=words):
         api.train(config_of(folders, **{key: value}), tmp_path / "run")
+
+
+def test_a_tokenizer_of_another_model_is_refused(folders, tmp_path):
+    other = shutil.copytree(folders[0], tmp_path / "other")
+    fields = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**fields, "vocab_size": 100}))
+    with pytest.raises(UserError, match="uses the id .*100 embeddings"):
+        api.train(config_of((other, folders[1])), tmp_path / "run")
 
 
 def test_an_own_policy_takes_no_format_in_words(tmp_path):
