@@ -81,7 +81,7 @@ def test_the_other_verbs_pass_their_arguments_on(calls):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        ([], "required: {train,synthesize,evaluate,report}"),
+        ([], "required: {train,synthesize,evaluate,report,export}"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--config=FILE"], "--workdir"),
         (["train", "--workdir=w"], "--config"),

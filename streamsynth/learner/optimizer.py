@@ -88,8 +88,7 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
     """The optimizer for parameters of low precision, run on float32 copies of them.
 
     A step is often smaller than the distance of neighbouring bfloat16 numbers and would be lost to rounding
-    each time; in the copies it adds up (arXiv 1710.03740, section 3.1). The updates are float32: added to the
-    parameters, they give the copies as the parameters' dtype rounds them.
+    each time; in the copies it adds up (arXiv 1710.03740, section 3.1).
     """
 
     def init(params: Any) -> MasterWeights:
@@ -98,14 +97,8 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
     def update(grads: Any, state: MasterWeights, params: Any) -> tuple[Any, MasterWeights]:
         updates, inner = optimizer.update(_wide(grads), state.inner, state.weights)
         weights = optax.apply_updates(state.weights, updates)
-
-        def difference(weight: jax.Array, param: jax.Array) -> jax.Array:
-            # Between two numbers of few digits it is exact, as that to the unrounded weight need not be.
-            # Without the barrier XLA may leave out the rounding.
-            rounded = jax.lax.optimization_barrier(weight.astype(param.dtype))
-            return rounded.astype(jnp.float32) - param.astype(jnp.float32)
-
-        return jax.tree.map(difference, weights, params), MasterWeights(weights, inner)
+        # Added to the parameters in float32 and rounded once, the difference gives the rounded copies.
+        return jax.tree.map(jnp.subtract, weights, _wide(params)), MasterWeights(weights, inner)
 
     return optax.GradientTransformation(init, update)
 
