@@ -10,9 +10,12 @@ import tiny
 from safetensors.numpy import load_file, save_file
 
 from streamsynth.errors import UserError
-from streamsynth.policy.store import has_policy, load_policy, save_policy
+from streamsynth.policy.attention import RopeScaling
+from streamsynth.policy.families import family_config
+from streamsynth.policy.lora import LoraConfig
+from streamsynth.policy.store import has_policy, load_policy, named_weights, save_policy
 from streamsynth.policy.tokenizer import train_tokenizer
-from streamsynth.policy.transformer import Transformer, stack_layers
+from streamsynth.policy.transformer import Transformer, init_params, stack_layers
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import worlds
 
@@ -95,3 +98,29 @@ def test_a_damaged_policy_is_refused(saved, damage):
     with pytest.raises(UserError, match="holds no readable policy.*remove the folder") as error:
         load_policy(saved)
     assert str(saved) in str(error.value)
+
+
+def test_all_that_a_network_may_be_comes_back(tmp_path):
+    """Windows, stretched positions, an adapter's place, low precision: bit for bit, and equal as a config."""
+    config = family_config(
+        "gemma3",
+        window=4,
+        vocab_size=tiny.tokenizer().vocab_size,
+        rope_scaling=RopeScaling("linear", 8.0),
+        lora=LoraConfig(2, 4.0, ("query", "down")),
+        param_dtype="bfloat16",
+        tied_embeddings=False,
+        **tiny.SHAPE,
+    )
+    policy = dataclasses.replace(
+        tiny.policy(), model=Transformer(config), params=init_params(config, jax.random.key(0))
+    )
+    save_policy(tmp_path / "policy", policy)
+    same(load_policy(tmp_path / "policy"), policy)
+
+
+def test_of_named_weights_only_the_name_is_saved(saved):
+    assert named_weights(saved) is None
+    save_policy(saved.parent / "other", dataclasses.replace(tiny.policy(), origin="somewhere"))
+    assert [path.name for path in (saved.parent / "other").iterdir()] == ["policy.json"]
+    assert named_weights(saved.parent / "other") == tiny.policy().hash
