@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import os
 import shutil
 import tempfile
@@ -57,15 +58,20 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Finished:
-    """The smallest run there is, never interrupted."""
+    """The smallest run there is, never interrupted; the workers of a parallel session share one."""
     import runs
 
     from streamsynth import api
 
-    folder = tmp_path_factory.mktemp("finished")
-    cache = folder / "cache"
-    results = api.train(runs.config(cache), folder / "run")
-    return Finished(folder / "run", results, cache)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    workdir, cache = folder / "finished" / "run", folder / "finished" / "cache"
+    with open(folder / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report" / "results.json").is_file():
+            api.train(runs.config(cache), workdir)
+    return Finished(workdir, api.results(workdir), cache)
 
 
 @pytest.fixture(scope="module")

@@ -123,9 +123,9 @@ def test_scanned_periods_write_and_learn_what_unrolled_layers_do(name):
 
     rematted = Transformer(dataclasses.replace(scanned.config, remat=True))
     expected = stack_layers(gradient(model, variables(name)), scanned.config)
-    for found in (gradient(scanned, stacked), gradient(rematted, stacked)):
-        assert jax.tree.structure(found) == jax.tree.structure(expected)
-        np.testing.assert_allclose(tiny.flat(found), tiny.flat(expected), rtol=1e-3, atol=1e-3)
+    found = gradient(rematted, stacked)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    np.testing.assert_allclose(tiny.flat(found), tiny.flat(expected), rtol=1e-3, atol=1e-3)
     for layer in range(model.config.layers):
         path, row = layer_place(scanned.config, layer)
         there = functools.reduce(lambda tree, key: tree[key], path, stacked["params"])

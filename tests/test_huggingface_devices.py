@@ -100,7 +100,7 @@ def test_two_processes_read_hash_and_export(tmp_path):
     finished = [process.communicate(timeout=300) for process in running]
     expected = content_hash(golden_files.FOLDER / "gemma3")
     for output, errors in finished:
-        assert output.splitlines()[-1:] == [expected], errors
+        assert expected in output.splitlines(), errors  # gloo speaks on the same stream
     original = load_file(golden_files.FOLDER / "gemma3" / "model.safetensors")
     exported = load_file(tmp_path / "out" / "model.safetensors")
     assert original.keys() == exported.keys()

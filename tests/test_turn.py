@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import runs
 
-from streamsynth import assemble, turn
+from streamsynth import assemble, tuning, turn
 from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.feedback import diversity
 from streamsynth.policy.store import load_policy
@@ -90,17 +90,17 @@ def test_of_the_kept_rows_the_most_spread_out_are_tuned_to(begun):
     label = rows[0].label
     own = [row for row in rows if row.label == label]
     most = setting.config.supervised.rows
-    chosen = turn._spread_out(setting, 0, rows, [features])
+    chosen = tuning.spread_out_rows(setting, 0, rows, [features])
     of_label = [row for row in chosen if row.label == label]
     assert len(of_label) == min(len(own), most)
     assert len(chosen) == sum(
         min(most, n) for n in map([r.label for r in rows].count, setting.tasks[0].labels)
     )
     # The first of them adds most to the examples.
-    examples, labels = turn._examples(setting, 0)
+    examples, labels = tuning.example_features(setting, 0)
     given = np.asarray(examples)[labels == setting.tasks[0].labels.index(label)]
     [first] = diversity.spread_out(
         np.asarray(features)[[row.label == label for row in rows]], 1, setting.config.feedback.ridge, given
     )
     assert of_label[0] == own[first]
-    assert turn._spread_out(setting, 0, [], []) == []
+    assert tuning.spread_out_rows(setting, 0, [], []) == []
