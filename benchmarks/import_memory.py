@@ -148,7 +148,9 @@ def in_processes(folder: pathlib.Path, name: str) -> list[dict[str, float]]:
     outputs = [process.communicate()[0] for process in running]
     if any(process.returncode for process in running):
         raise SystemExit(f"{name}: a process failed")
-    return [json.loads(output.splitlines()[-1]) for output in outputs]
+    # Gloo speaks on the same stream.
+    lines = [next(line for line in output.splitlines() if line.startswith("{")) for output in outputs]
+    return [json.loads(line) for line in lines]
 
 
 def one_process(arguments: argparse.Namespace) -> None:
