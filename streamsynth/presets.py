@@ -60,7 +60,9 @@ def make_tiny(config: ConfigDict) -> None:
     p = config.policy
     p.update(param_dtype="float32", compute_dtype="float32", scan_layers=False, remat=False)
     p.lora.update(rank=min(p.lora.rank, 4), alpha=8.0)
-    p.update(vocab_size=700, width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48)
+    # As few layers as show what is the family's own: of Gemma 2 a local and a global one.
+    layers = 2 if p.family == "gemma2" else 1
+    p.update(vocab_size=700, width=32, layers=layers, heads=2, kv_heads=1, head_width=16, mlp_width=48)
     p.window = 16 if p.family.startswith("gemma") else 0
     if not p.init:
         config.stream.tasks = ("worlds:market_1", "worlds:restaurant_1")
@@ -69,11 +71,12 @@ def make_tiny(config: ConfigDict) -> None:
     config.stream.update(examples_per_label=8, train_limit=200, test_limit=100)
     config.mesh.update(data=-1, fsdp=1)
     config.pretrain.update(steps=10, prompts=4, corpus_sentences=1000)
+    config.pretrain.optimizer.name = "adamw"
     config.rollout.update(prompts=4, samples=2, prompt_length=512 if p.init else 64, completion_length=24)
     config.feedback.update(accept=0.1, width=32, min_words=1)
     config.supervised.update(rounds=1, batches=1, rows=4, steps=2, held_out=2)
     config.learner.steps = 1
-    config.replay.capacity = 16
+    config.replay.update(capacity=16, share=0.0)  # the quickstart's tiny run replays
     config.balance.batches = 1
     # As many prompts and samples as in training: one program less to compile.
     config.evaluation.update(prompts=4, samples=2, rows_per_label=4, diversity_texts=16, best_of=1)

@@ -35,7 +35,7 @@ SWEEPS = [path for path in CONFIGS if path.name.startswith("sweep_")]
 def weights(tmp_path_factory):
     """By family, the folder of a random network; and the folder of the stream's data."""
     folder = tmp_path_factory.mktemp("weights")
-    made = {family: named.weights(folder / family, family) for family, _ in PRETRAINED.values()}
+    made = {family: named.weights(folder / family, family) for family in dict(PRETRAINED.values())}
     return {**made, "data": named.data(folder / "data")}
 
 
