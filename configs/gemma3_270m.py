@@ -6,9 +6,9 @@
 configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on
 embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`.
 
-Trains the whole network: bfloat16 parameters with float32 master weights, no adapter. Meant for one
+Trains the whole network, no adapter: float32 parameters, computed with in bfloat16. Meant for one
 accelerator of 16 GB or more. Not measured: no accelerator of that size was at hand. The tiny run takes
-about a minute on 2 CPU cores.
+under a minute on 2 CPU cores.
 """
 
 from streamsynth.config import parse_arg
@@ -19,5 +19,6 @@ def get_config(arg=""):
     arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
     config = pretrained(arg, "gemma3")
     config.policy.lora.rank = 0
+    config.policy.param_dtype = "float32"
     config.optimizer.learning_rate = 5e-6
     return config

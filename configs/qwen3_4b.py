@@ -6,9 +6,9 @@
 fills. Arguments: `tiny` (without weights: a small policy of the same family on embedded worlds; with them:
 those weights, two tasks, a few steps), `seed=N`.
 
-A LoRA adapter of rank 64. Meant for TPU v5e-8, or one accelerator of 40 GB. Thinking is switched off in the
-chat format. Not measured: no accelerator of that size was at hand. The tiny run takes about a minute on 2
-CPU cores.
+A LoRA adapter of rank 64. Meant for one host of eight accelerators, such as TPU v5e-8. Thinking is switched
+off in the chat format. Not measured: no such host was at hand, and whether it fits has not been tried. The
+tiny run takes under a minute on 2 CPU cores.
 """
 
 from streamsynth.config import parse_arg

@@ -24,9 +24,10 @@ from streamsynth import train as train_lib
 from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
 from streamsynth.policy.huggingface.adapters import save_adapter
-from streamsynth.policy.huggingface.architectures import read_context
+from streamsynth.policy.huggingface.architectures import check_whole
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.store import Policy, has_policy, save_policy
+from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.files import atomic_write
 from streamsynth.stream import patterns
 from streamsynth.workdir import Workdir
@@ -108,7 +109,8 @@ def evaluate(workdir: Path) -> dict[str, dict[str, Any]]:
     setting, state, _ = _finished(workdir)
     cells = {}
     for index, task in enumerate(setting.tasks):
-        cells[task.name] = cell = train_lib.evaluate_task(setting, state.params, index)
+        with mesh_lib.use(setting.mesh):
+            cells[task.name] = cell = train_lib.evaluate_task(setting, state.params, index)
         valid = "" if cell["valid"] is None else f", valid {cell['valid']:.3f}"
         if cell["score"] == "accuracy":
             print(f"{task.name}: student {cell['accuracy']:.3f} on {cell['rows']} rows{valid}")
@@ -151,6 +153,7 @@ def export(workdir: Path, output: Path, adapter: bool = False) -> None:
                 f"{workdir} has no adapter on named weights (policy.init, policy.lora.rank): export the "
                 "whole model, without --adapter."
             )
+        check_whole(policy.origin)
         save_adapter(output, network, state.params["lora"], base=policy.origin)
         for name, content in tokenizer.files().items():
             atomic_write(output / name, content)
@@ -164,7 +167,7 @@ def export(workdir: Path, output: Path, adapter: bool = False) -> None:
         bos=tokenizer.bos,
         eos=tokenizer.stops,
         pad=tokenizer.pad,
-        context=read_context(policy.origin) if policy.origin else r.prompt_length + r.completion_length,
+        context=policy.context or r.prompt_length + r.completion_length,
     )
 
 
@@ -185,16 +188,16 @@ def _experience(init_from: Path, config: ConfigDict) -> tuple[Policy, patterns.S
     """The last policy of another run, as the base policy of this one, and its patterns."""
     setting, state, place = _finished(init_from)
     for key, was in place.config().policy.items():
-        if config.policy[key] != was:
+        if key != "init" and config.policy[key] != was:  # named weights may have moved
             raise UserError(
                 f"--init_from={init_from} has policy.{key} = {was}, and this config {config.policy[key]}: "
                 "make them equal."
             )
     policy = setting.policy
     digest = f"{policy.hash}+{int(state.policy_version)}"
-    return Policy(
-        policy.model, assemble_lib.trained(setting, state), policy.tokenizer, digest
-    ), state.patterns
+    params = assemble_lib.trained(setting, state)
+    merged = Policy(policy.model, params, policy.tokenizer, digest, context=policy.context)
+    return merged, state.patterns
 
 
 def _commit() -> str | None:

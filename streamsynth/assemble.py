@@ -33,7 +33,7 @@ from streamsynth.stream.formats import make_format
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
-from streamsynth.tasks.task import Task
+from streamsynth.tasks.task import Brief, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,12 +176,14 @@ def _check_weights(config: Any, folder: str) -> None:
             f"rollout.prompt_length + rollout.completion_length = {wanted} is more than the {context} tokens "
             f"that the model in {folder} was made for (max_position_embeddings): lower one of them."
         )
-    for index in (tokenizer.bos, tokenizer.pad, *form.stops):
-        if index is not None and index >= network.vocab_size:
-            raise UserError(
-                f"the tokenizer in {folder} uses the id {index}, and its model has {network.vocab_size} "
-                "embeddings (vocab_size): copy the tokenizer that belongs to the weights."
-            )
+    # A tokenizer may know control tokens beyond the embeddings, such as one for images, but none in use.
+    asked, _ = form.prompt(Brief("", ("text",), "classification"), 0, "", (), ())
+    used = [tokenizer.vocab_size - len(tokenizer.control) - 1, tokenizer.pad, *form.stops, *asked]
+    if max(used) >= network.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} uses the id {max(used)}, and its model has {network.vocab_size} "
+            "embeddings (vocab_size): copy the tokenizer that belongs to the weights."
+        )
 
 
 def load_tasks(config: Any) -> tuple[Task, ...]:
@@ -243,7 +245,10 @@ def assemble(
         initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
     with mesh_lib.use(mesh):
-        rewards = tuple(make_reward(judge_context(policy, form, task), f.judges.to_dict()) for task in tasks)
+        rewards = tuple(
+            make_reward(judge_context(policy, form, task, config.objective.chunk), f.judges.to_dict())
+            for task in tasks
+        )
     return Setting(
         config=config,
         mesh=mesh,
@@ -274,7 +279,7 @@ def _scheduler(config: Any) -> scheduler.Config:
     )
 
 
-def judge_context(policy: Policy, form: PromptFormat, task: Task) -> JudgeContext:
+def judge_context(policy: Policy, form: PromptFormat, task: Task, chunk: int = 1024) -> JudgeContext:
     """The judges' share of the label budget: some examples stand in prompts, the others measure."""
     examples = [task.examples_of(label) for label in task.labels]
     shown = min(SHOWN["imitate"][0], max(1, len(examples[0]) // 2))
@@ -298,16 +303,35 @@ def judge_context(policy: Policy, form: PromptFormat, task: Task) -> JudgeContex
         prompts=form.pad_prompts(prompts, np.arange(count), np.zeros(count)),
         held_back=tuple(held_back),
         encode=encode,
+        chunk=chunk,
     )
 
 
 def first_state(setting: Setting) -> RunState:
     """The state before anything, placed on the mesh. The parameters are copies: updates give theirs away."""
     params = copy(setting.initial)
-    opt_state = jax.jit(setting.optimizer.init)(params)
+    opt_state = _optimizer_state(setting, params)
     labels = tuple(len(task.labels) for task in setting.tasks)
     state = new_state(setting.config, labels, params, opt_state, setting.experience)
     return on_mesh(setting, state.replace(reference=copy(setting.initial)))
+
+
+def _optimizer_state(setting: Setting, params: Any) -> Any:
+    """A fresh state of the optimizer: what has the path and shape of a parameter lies as that does.
+
+    Its zeros follow from nothing, and by themselves would come to lie whole on every device.
+    """
+    of_params = dict(jax.tree_util.tree_leaves_with_path(params))
+    depths = {len(path) for path in of_params}
+    everywhere = mesh_lib.replicated(setting.mesh)
+
+    def place(path: tuple, leaf: Any) -> Any:
+        found = (of_params.get(path[-depth:]) for depth in depths)
+        return next((p.sharding for p in found if p is not None and p.shape == leaf.shape), everywhere)
+
+    shapes = jax.eval_shape(setting.optimizer.init, params)
+    shardings = jax.tree_util.tree_map_with_path(place, shapes)
+    return jax.jit(setting.optimizer.init, out_shardings=shardings)(params)
 
 
 def trained(setting: Setting, state: RunState) -> Any:

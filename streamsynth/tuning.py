@@ -15,6 +15,7 @@ from streamsynth.learner.lessons import examination, lesson_batch, task_lesson
 from streamsynth.learner.state import RunState
 from streamsynth.learner.supervised import held_out_nll, supervised_step
 from streamsynth.stream.prompts import balanced_labels
+from streamsynth.tasks.task import Example, Task
 
 
 def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) -> tuple[RunState, list[float]]:
@@ -25,16 +26,15 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
     """
     config, task = setting.config, setting.tasks[int(state.turn)]
     s = config.supervised
-    by_label = [task.examples_of(label) for label in task.labels]
-    tuned = [example for own in by_label for example in own[: len(own) - s.held_out]]
-    held = [example for own in by_label for example in own[len(own) - s.held_out :]]
+    tuned, held = split_examples(task, s.held_out)
     exam = examination(setting.form, task, tuned, held)
 
     def measured(params: Any) -> list[float]:
         if not exam.mask.any():  # none is held out, or none fits into a completion
             return []
         t = np.float32(config.rollout.temperature)
-        return [float(held_out_nll(setting.model, setting.variables(params), exam, t))]
+        variables, chunk = setting.variables(params), config.objective.chunk
+        return [float(held_out_nll(setting.model, variables, exam, t, chunk=chunk))]
 
     texts = (*tuned, *rows)
     lessons = [task_lesson(task.brief, label, texts) for label in task.labels]
@@ -53,10 +53,18 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
             batch,
             np.float32(config.rollout.temperature),
             prompt_weight=s.prompt_weight,
+            chunk=config.objective.chunk,
         )
     version = np.int32(state.policy_version + s.steps)
     losses += measured(params)
     return state.replace(params=params, opt_state=opt_state, policy_version=version), losses
+
+
+def split_examples(task: Task, held_out: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
+    """A task's examples: those that are tuned to, and of each label the last `held_out` ones."""
+    by_label = [task.examples_of(label) for label in task.labels]
+    tuned = tuple(example for own in by_label for example in own[: len(own) - held_out])
+    return tuned, tuple(example for own in by_label for example in own[len(own) - held_out :])
 
 
 def spread_out_rows(

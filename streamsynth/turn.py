@@ -27,7 +27,7 @@ from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
-from streamsynth.tuning import example_features, spread_out_rows, tune
+from streamsynth.tuning import example_features, split_examples, spread_out_rows, tune
 
 
 def begin_turn(
@@ -47,12 +47,16 @@ def begin_turn(
         state = _forget(setting, state)
     state = assemble_lib.on_mesh(setting, state.replace(balance=balance.initial(config.balance.alpha, 0.0)))
 
-    rows, features, quality, statistics, held_out = [], [], [], [], []
+    task = setting.tasks[turn]
+    # What is tuned to comes of prompts that do not show what is held out to measure the tuning.
+    asked = dataclasses.replace(task, examples=split_examples(task, config.supervised.held_out)[0])
+    rows, features, quality, statistics, held_out, dropped = [], [], [], [], [], 0
 
     def written(params: Any, version: int, purpose: str, *steps: int) -> Assessment:
         """Writes a batch with the given parameters; what is kept of it goes into `rows`."""
-        nonlocal state
-        sampled = _sampled(setting, state.replace(params=params), seen, purpose, *steps)
+        nonlocal state, dropped
+        sampled = _sampled(setting, state.replace(params=params), asked, seen, purpose, *steps)
+        dropped += sampled.written.dropped_examples
         state, keep = _remembered(setting, state, sampled, seen, version, purpose, *steps)
         rows.extend(_rows(setting.tasks[turn], sampled, keep, step, version))
         features.append(np.asarray(sampled.scored.scores.features)[keep])
@@ -89,6 +93,7 @@ def begin_turn(
         "diversity/statistic": float(np.mean(statistics)),
         "diversity/target": target,
         "kept": len(rows),
+        "prompt/dropped_examples": dropped,
     }
     if held_out:
         figures |= {"supervised/held_out_before": held_out[0], "supervised/held_out": held_out[-1]}
@@ -115,7 +120,7 @@ def learn(
     plan, scheduled = scheduler.next(
         state.scheduler, turn, step, numpy_rng(seed, "scheduler", step), setting.scheduler
     )
-    sampled = _sampled(setting, state, seen, "rollout", step)
+    sampled = _sampled(setting, state, setting.tasks[turn], seen, "rollout", step)
     written, scored, assessment = sampled.written, sampled.scored, sampled.assessment
 
     # --- Update ---
@@ -133,6 +138,7 @@ def learn(
             rollouts.tokens,
             rollouts.mask,
             temperature,
+            chunk=config.objective.chunk,
         ),
         advantage=assessment.advantage,
     )
@@ -204,8 +210,13 @@ class _Sampled:
     assessment: Assessment
 
 
-def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: str, *steps: int) -> _Sampled:
-    """Writes and judges one batch, in strategies drawn from what was learned of them."""
+def _sampled(
+    setting: Setting, state: RunState, asked: Task, seen: NearDuplicates, purpose: str, *steps: int
+) -> _Sampled:
+    """Writes and judges one batch, in strategies drawn from what was learned of them.
+
+    `asked` is the turn's task with the examples that prompts may show.
+    """
     config, turn = setting.config, int(state.turn)
     r, f, b = config.rollout, config.feedback, config.balance
     strategy = patterns.draw(
@@ -219,7 +230,7 @@ def _sampled(setting: Setting, state: RunState, seen: NearDuplicates, purpose: s
         setting.model,
         setting.variables(state.params),
         setting.form,
-        setting.tasks[turn],
+        asked,
         strategy,
         seed=config.seed,
         purpose=purpose,

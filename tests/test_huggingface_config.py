@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from streamsynth.errors import UserError
 from streamsynth.policy.attention import RopeScaling
 from streamsynth.policy.families import FAMILIES
-from streamsynth.policy.huggingface.architectures import read_config, read_context, shortest_period
+from streamsynth.policy.huggingface.architectures import (
+    check_whole,
+    read_config,
+    read_context,
+    shortest_period,
+)
 from streamsynth.policy.huggingface.description import config_fields
 from streamsynth.policy.huggingface.fields import SpecialIds, read_special_ids
 from streamsynth.policy.transformer import TransformerConfig
@@ -149,6 +154,8 @@ def test_gemma3_of_a_model_that_also_sees(tmp_path):
     assert config.rope_scaling == RopeScaling("linear", 8.0)
     assert (config.attention_softcap, config.logit_softcap, config.tied_embeddings) == (None, None, True)
     assert read_special_ids(tmp_path) == SpecialIds(eos=(1, 106))
+    with pytest.raises(UserError, match="sees images.*without --adapter"):
+        check_whole(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])

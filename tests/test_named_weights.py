@@ -15,13 +15,14 @@ from flax import traverse_util
 from runs import ROOT
 from safetensors.numpy import load_file
 
-from streamsynth import api
+from streamsynth import api, assemble
 from streamsynth.errors import UserError
 from streamsynth.policy.huggingface.adapters import load_adapter
 from streamsynth.policy.huggingface.architectures import read_config
 from streamsynth.policy.huggingface.reading import content_hash, load_params
 from streamsynth.policy.lora import merge
 from streamsynth.policy.transformer import Transformer
+from streamsynth.tuning import split_examples
 
 
 def logits(config, params, tokens):
@@ -65,10 +66,8 @@ def run(folders, tmp_path_factory, quick_xla):
 def test_the_adapter_is_trained_and_the_base_is_not(run, folders):
     workdir, before, results = run
     assert content_hash(folders[0]) == before
-    assert json.loads((workdir / "policy" / "policy.json").read_text()) == {
-        "hash": before,
-        "origin": str(folders[0]),
-    }
+    card = json.loads((workdir / "policy" / "policy.json").read_text())
+    assert (card["origin"], card["context"], len(card["hash"])) == (str(folders[0]), 4096, 16)
     assert [path.name for path in (workdir / "policy").iterdir()] == ["policy.json"]
     state = runs.state(workdir)
     held = {path for path in state if path.startswith(("params/", "reference/", "opt_state/"))}
@@ -82,6 +81,17 @@ def test_the_tuning_is_measured_on_examples_that_are_held_out(run):
     rows = [row for row in runs.read_jsonl(run[0] / "metrics.jsonl") if "supervised/held_out" in row]
     assert [row["task"] for row in rows] == ["yelp5", "amazon5"]
     assert all(row["supervised/held_out"] < row["supervised/held_out_before"] for row in rows)
+
+
+def test_what_is_tuned_to_comes_of_prompts_without_the_held_out_examples(run, folders):
+    config = config_of(folders)
+    for task in assemble.load_tasks(config):
+        tuned, held = split_examples(task, config.supervised.held_out)
+        assert len(held) == 5 * config.supervised.held_out and set(tuned) | set(held) == set(task.examples)
+        rows = runs.read_jsonl(run[0] / "kept" / f"{task.name}.jsonl")
+        first = min(row["step"] for row in rows)
+        shown = {example for row in rows if row["step"] == first for example in row["examples"]}
+        assert shown and shown <= {example.id for example in tuned}
 
 
 def test_exports_are_the_trained_policy(run, folders, tmp_path):
@@ -141,6 +151,12 @@ def test_a_run_goes_on_where_its_weights_have_moved_and_stops_where_they_have_ch
         api.train(config_of((changed, folders[1]), **longer), workdir)
     results = api.train(config_of((moved, folders[1]), **longer), workdir)
     assert results["tasks"] == ["yelp5", "amazon5", "x"]
+    # Another chat template is another policy, too.
+    about = json.loads((moved / "tokenizer_config.json").read_text())
+    about["chat_template"] = about["chat_template"].replace("model", "assistant")
+    (moved / "tokenizer_config.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="other weights"):
+        api.train(config_of((moved, folders[1]), **longer), workdir)
 
 
 def test_a_new_stream_starts_from_the_merged_policy(run, folders, tmp_path):

@@ -74,7 +74,7 @@ def test_a_stream_of_two_tasks_trains_it_by_lora(folder, tmp_path):
 
     # The base is bit-identical on disk, and no copy of it is in the run.
     assert content_hash(folder) == before
-    assert json.loads((tmp_path / "run" / "policy" / "policy.json").read_text())["hash"] == before
+    assert [path.name for path in (tmp_path / "run" / "policy").iterdir()] == ["policy.json"]
     jax.tree.map(np.testing.assert_array_equal, load(folder)[1], base)
     state = runs.state(tmp_path / "run")
     trained = {path: leaf for path, leaf in state.items() if path.startswith("params/")}

@@ -236,6 +236,18 @@ def test_any_tokens_are_an_answer(forms, name, ids):
         assert answer.text or answer.rejection
 
 
+@pytest.mark.parametrize("name", FORMS)
+def test_tokens_without_words_are_no_part_of_an_answer(forms, name):
+    """They would vanish from the text that is kept, and stay in the tokens that are learned from."""
+    form = forms[name]
+    ids = form.answer(BANK, "my card is late")
+    assert form.read(BANK, ids) == Answer("my card is late")
+    control = next(i for i in form.tokenizer.control.values() if i not in form.stops)
+    for wordless in (control, form.tokenizer.vocab_size + 3):
+        assert form.read(BANK, [*ids[:-1], wordless, ids[-1]]).rejection == "unreadable"
+        assert form.read(BANK, [*ids, wordless]) == Answer("my card is late")
+
+
 def test_a_text_that_would_be_read_as_another_is_not_taught(forms):
     for form in forms.values():
         assert form.completion(BANK, "so Text: two") is None and form.completion(BANK, "  ") is None

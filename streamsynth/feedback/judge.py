@@ -43,10 +43,14 @@ def label_loglikelihood(
       prompts: K prompts, one a label, in the order of the labels.
       tokens, mask: [N, T] texts with their ends.
     """
-    k, n = prompts.tokens.shape[0], tokens.shape[0]
-    # Each label's prompt is read once; all N texts are its group.
-    each = jnp.tile(tokens, (k, 1)), jnp.tile(mask, (k, 1))
-    return group_logprobs(model, variables, prompts, *each, 1.0, chunk).logprobs.sum(-1).reshape(k, n).T
+
+    # One label at a time: its prompt is read once, and all N texts are its group. All labels at once would
+    # take K times the memory, and their number is seldom a multiple of the devices.
+    def of_label(prompt: Prompts) -> Array:
+        alone = jax.tree.map(lambda leaf: leaf[None], prompt)
+        return group_logprobs(model, variables, alone, tokens, mask, 1.0, chunk).logprobs.sum(-1)
+
+    return jax.lax.map(of_label, prompts).T
 
 
 def posterior(loglikelihood: Array, label: Array) -> Array:

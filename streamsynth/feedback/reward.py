@@ -26,6 +26,7 @@ class JudgeContext:
     prompts: K prompts, one a label, each showing that label's `shown` examples.
     held_back: examples that no prompt of the judge shows.
     encode: texts to tokens [N, T] and mask [N, T].
+    chunk: positions whose logits exist at one time.
     """
 
     task: Task
@@ -34,6 +35,7 @@ class JudgeContext:
     prompts: Prompts
     held_back: tuple[Example, ...]
     encode: Any
+    chunk: int = 1024
 
 
 # What the posterior reads at one time: a data set of texts, times the labels, would not fit in memory.
@@ -61,12 +63,12 @@ def _posterior(context: JudgeContext) -> Judge:
         """[N, K], of `_TEXTS` texts at a time: each is read once for every label."""
         count = tokens.shape[0]
         if count <= _TEXTS:
-            return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask)
+            return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask, chunk=c.chunk)
         rest = ((0, -count % _TEXTS), (0, 0))
         tokens, mask = jnp.pad(tokens, rest), jnp.pad(mask, rest)
         found = [
             judge_lib.label_loglikelihood(
-                c.model, c.base, c.prompts, tokens[i : i + _TEXTS], mask[i : i + _TEXTS]
+                c.model, c.base, c.prompts, tokens[i : i + _TEXTS], mask[i : i + _TEXTS], chunk=c.chunk
             )
             for i in range(0, count, _TEXTS)
         ]

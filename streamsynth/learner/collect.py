@@ -15,7 +15,7 @@ from streamsynth.keys import numpy_rng, purpose_key, sample_keys
 from streamsynth.policy.logprobs import mean_hidden
 from streamsynth.policy.rollout import rollout
 from streamsynth.policy.transformer import Transformer
-from streamsynth.pytrees import Array, Rollouts, Scores
+from streamsynth.pytrees import Array, Prompts, Rollouts, Scores
 from streamsynth.stream import prompts as prompts_lib
 from streamsynth.stream.prompts import PromptFormat
 from streamsynth.tasks.task import Task
@@ -113,7 +113,8 @@ class Featurizer:
         """[N, D] float32 unit vectors of N texts, given also as tokens and mask [N, T]."""
         if self.kind == "ngrams":
             return ngram_features(texts, self.width, self.seed)
-        empty = self.form.pad_prompts([self.form.neutral()], np.zeros(1), np.zeros(1))
+        ids, none = np.array([self.form.neutral()], np.int32), np.zeros(1, np.int32)
+        empty = Prompts(ids, np.ones(ids.shape, bool), none, none)  # no longer than it is
         hidden = mean_hidden(self.model, self.base, empty, tokens, mask)
         return project_hidden(hidden, self.width, purpose_key(self.seed, "projection"))
 

@@ -47,6 +47,8 @@ def supervised_loss(
         return -logprobs.sum() / jnp.maximum(mask.sum(), 1)
 
     completion = nll(hidden.before, batch.tokens, batch.mask)
+    if not prompt_weight:  # their logits are most of the work
+        return completion, {"nll/completion": completion}
     prompt = nll(hidden.prompt[:, :-1], batch.prompts.tokens[:, 1:], batch.prompts.mask[:, 1:])
     return completion + prompt_weight * prompt, {"nll/completion": completion, "nll/prompt": prompt}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -13,12 +14,11 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.flax import load_file
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from streamsynth.errors import UserError
 from streamsynth.policy.attention import RopeScaling
-from streamsynth.policy.huggingface.architectures import read_config
+from streamsynth.policy.huggingface.architectures import read_config, read_context
 from streamsynth.policy.huggingface.fields import GENERATION_FILE
 from streamsynth.policy.huggingface.reading import content_hash, load_params
 from streamsynth.policy.lora import LoraConfig
@@ -34,6 +34,7 @@ class Policy:
     """A network, its parameters and its tokenizer.
 
     hash: names what they follow from.   origin: the folder of named weights they were read from, or "".
+    context: the longest text that named weights were made for, in tokens; 0 where nothing says it.
     """
 
     model: Transformer
@@ -41,6 +42,7 @@ class Policy:
     tokenizer: Tokenizer
     hash: str
     origin: str = ""
+    context: int = 0
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    card: dict[str, Any] = {"hash": policy.hash}
+    card: dict[str, Any] = {"hash": policy.hash, "context": policy.context}
     if policy.origin:
         card["origin"] = policy.origin
     else:
@@ -100,15 +102,16 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     try:
         card = json.loads((directory / "policy.json").read_text())
         config, digest = _config(card["transformer"]), str(card["hash"])
-        # Read by way of JAX: numpy alone does not know bfloat16.
-        params = jax.device_get(load_file(directory / "params.safetensors"))
+        context = int(card["context"])
+        params = load_file(directory / "params.safetensors")
         tokenizer = load_tokenizer(directory)
         _check_shapes(config, params)
         if isinstance(tokenizer, MarkerTokenizer) and tokenizer.vocab_size != config.vocab_size:
             raise ValueError("the tokenizer has another vocabulary than policy.json says")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, UserError) as error:
         raise _unreadable(directory, error) from error
-    return Policy(Transformer(config), traverse_util.unflatten_dict(params, sep="/"), tokenizer, digest)
+    params = traverse_util.unflatten_dict(params, sep="/")
+    return Policy(Transformer(config), params, tokenizer, digest, context=context)
 
 
 def read_weights(directory: str | os.PathLike[str], mesh: Mesh, **choices: Any) -> Policy:
@@ -126,7 +129,17 @@ def read_weights(directory: str | os.PathLike[str], mesh: Mesh, **choices: Any) 
     shardings = mesh_lib.param_shardings(param_shapes(network), logical_axes(network), mesh)
     tokenizer = load_tokenizer(directory)
     params = load_params(directory, network, shardings)
-    return Policy(Transformer(network), params, tokenizer, content_hash(directory), str(directory))
+    digest = hashlib.sha256(content_hash(directory).encode())
+    for name, content in sorted({**tokenizer.files(), "stops": repr(tokenizer.stops).encode()}.items()):
+        digest.update(name.encode() + hashlib.sha256(content).digest())
+    return Policy(
+        Transformer(network),
+        params,
+        tokenizer,
+        digest.hexdigest()[:16],
+        origin=str(directory),
+        context=read_context(directory),
+    )
 
 
 def _unreadable(directory: str | os.PathLike[str], error: Exception) -> UserError:

@@ -27,6 +27,7 @@ from streamsynth.policy.attention import (
     two_segment_attention,
     write,
 )
+from streamsynth.policy.embedding import embed
 from streamsynth.policy.lora import LoraConfig
 from streamsynth.pytrees import Array
 
@@ -53,8 +54,8 @@ class TransformerConfig:
         repeats over the layers and may be cut at the end.
       local_rope_theta: rotary base of layers with a window, which then have no scaling; None: as the others.
       rope_scaling: of the other layers.
-      param_dtype, compute_dtype, logit_dtype: names of dtypes. Norms, rotations and the softmax of attention
-        are float32 whatever they are.
+      param_dtype, compute_dtype, logit_dtype: names of dtypes. Norms and the softmax of attention are float32
+        whatever they are.
       scan_layers: compiles one period and loops over it (deep models, accelerators); unrolled layers train
         and decode faster on a CPU.
       remat: recomputes a layer's activations in the backward pass.
@@ -226,8 +227,9 @@ class Block(nn.Module):
         return nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act")), segment
 
 
-def _block(config: TransformerConfig) -> Any:
-    return nn.remat(Block, prevent_cse=not config.scan_layers) if config.remat else Block
+def _block(config: TransformerConfig, scanned: bool) -> Any:
+    # Within a scan nothing can be merged with what is recomputed; elsewhere it has to be kept apart.
+    return nn.remat(Block, prevent_cse=not scanned) if config.remat else Block
 
 
 class Period(nn.Module):
@@ -241,7 +243,7 @@ class Period(nn.Module):
     ) -> tuple[Array, tuple[Segment, ...]]:
         segments = []
         for j, window in enumerate(self.config.windows):
-            layer = _block(self.config)(self.config, window, name=f"layer_{j}")
+            layer = _block(self.config, True)(self.config, window, name=f"layer_{j}")
             x, segment = layer(x, _at(shared, j), _at(own, j), positions, index)
             segments.append(segment)
         return x, tuple(segments)
@@ -276,7 +278,7 @@ class Transformer(nn.Module):
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )(c)
         for i in self._rest():
-            setattr(self, f"layers_{i}", _block(c)(c, c.windows[i % len(c.windows)]))
+            setattr(self, f"layers_{i}", _block(c, False)(c, c.windows[i % len(c.windows)]))
         self.final_norm = RMSNorm(c)
 
     def __call__(
@@ -303,7 +305,7 @@ class Transformer(nn.Module):
         dtype = jnp.dtype(c.compute_dtype)
         # Constrained before the gather: otherwise a sharded table is rebuilt on every device.
         table = nn.with_logical_constraint(self.embedding, ("vocab", "embed_act"))
-        x = jnp.take(table, tokens, axis=0).astype(dtype)
+        x = embed(table, tokens).astype(dtype)
         if c.scaled_embedding:
             x *= jnp.asarray(c.width**0.5, dtype)
         scanned, rest = (), []

@@ -121,6 +121,9 @@ def param_shardings(params: Any, logical_axes: Any, mesh: Mesh) -> Any:
                     f"mesh.{axis} = {mesh.shape[axis]} does not divide the {name} axis of parameter {where}, "
                     f"which is {size} long; change mesh.{axis} or the policy's shape."
                 )
+        # As programs name the placement of what they return: otherwise the second step compiles anew.
+        while spec and spec[-1] is None:
+            spec = PartitionSpec(*spec[:-1])
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, params, logical_axes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -50,6 +51,10 @@ class WordedFormat(PromptFormat):
             raise UserError(
                 f"rollout.completion_length = {self.completion_length} is too short: give 2 or more."
             )
+
+    @functools.cached_property
+    def _wordless(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.control.values())
 
     @property
     @abc.abstractmethod
@@ -125,7 +130,13 @@ class WordedFormat(PromptFormat):
         return super().completion(brief, text)
 
     def read(self, brief: Brief, ids: Sequence[int]) -> Answer:
-        return answers.parse(answers.field_names(brief.fields), self.spoken([int(i) for i in ids]))
+        ids = [int(i) for i in ids]
+        parsed = answers.parse(answers.field_names(brief.fields), self.spoken(ids))
+        said = itertools.takewhile(lambda i: i not in self.stops, ids)
+        if any(i in self._wordless or i >= self.tokenizer.vocab_size for i in said):
+            # They vanish from the text, but not from what the policy is judged and learns by.
+            return Answer(parsed.text, "unreadable")
+        return parsed
 
     def neutral(self) -> list[int]:
         return [self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos]

@@ -159,6 +159,19 @@ def read_context(directory: str | os.PathLike[str]) -> int:
     return fields.number("max_position_embeddings")
 
 
+def check_whole(directory: str | os.PathLike[str]) -> None:
+    """Raises UserError where the folder's model is more than the language model that is read from it.
+
+    An adapter's tensors would bear other names there, and PEFT would pass over them with a warning.
+    """
+    path = pathlib.Path(directory) / CONFIG_FILE
+    if VISION_LANGUAGE in (read_json(path, "a description of a model").get("architectures") or ()):
+        raise UserError(
+            f"{directory} holds a model that sees images, and an adapter of its language model would not "
+            "load on it: export the whole language model, without --adapter."
+        )
+
+
 def shortest_period(pattern: Sequence[int]) -> tuple[int, ...]:
     """The shortest tuple whose repetition, cut to its length, is `pattern`."""
     for length in range(1, len(pattern)):
