@@ -15,8 +15,9 @@ from flax import traverse_util
 from runs import ROOT
 from safetensors.numpy import load_file
 
-from streamsynth import api, assemble
+from streamsynth import api, assemble, turn
 from streamsynth.errors import UserError
+from streamsynth.learner import collect
 from streamsynth.policy.huggingface.adapters import load_adapter
 from streamsynth.policy.huggingface.architectures import read_config
 from streamsynth.policy.huggingface.reading import content_hash, load_params
@@ -55,11 +56,23 @@ def config_of(folders, **overrides):
     return api.load(f"{ROOT / 'configs' / 'gemma2_2b.py'}:tiny,weights={weights},data={data}", dotted)
 
 
+# (purpose, task, the ids of the examples shown) of every batch that turns wrote.
+SHOWN = []
+
+
+def spied(model, variables, form, task, *rest, **keys):
+    written = collect.write(model, variables, form, task, *rest, **keys)
+    SHOWN.append((keys["purpose"], task.name, {example for shown in written.shown for example in shown}))
+    return written
+
+
 @pytest.fixture(scope="module")
 def run(folders, tmp_path_factory, quick_xla):
     workdir = tmp_path_factory.mktemp("run") / "run"
     before = content_hash(folders[0])
-    results = api.train(config_of(folders), workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(turn, "write", spied)
+        results = api.train(config_of(folders), workdir)
     return workdir, before, results
 
 
@@ -88,10 +101,10 @@ def test_what_is_tuned_to_comes_of_prompts_without_the_held_out_examples(run, fo
     for task in assemble.load_tasks(config):
         tuned, held = split_examples(task, config.supervised.held_out)
         assert len(held) == 5 * config.supervised.held_out and set(tuned) | set(held) == set(task.examples)
-        rows = runs.read_jsonl(run[0] / "kept" / f"{task.name}.jsonl")
-        first = min(row["step"] for row in rows)
-        shown = {example for row in rows if row["step"] == first for example in row["examples"]}
-        assert shown and shown <= {example.id for example in tuned}
+        tuned = {example.id for example in tuned}
+        for purpose in ("measure", "explore"):
+            shown = set().union(*(ids for *of, ids in SHOWN if of == [purpose, task.name]))
+            assert shown and shown <= tuned
 
 
 def test_exports_are_the_trained_policy(run, folders, tmp_path):
