@@ -75,8 +75,9 @@ def test_a_pretrained_policy_runs_in_low_precision_with_scanned_layers(name, wei
     family, adapts = PRETRAINED[name]
     resolved = config.load(flag(path, "", weights))
     network = read_config(assemble.weights_folder(resolved), **choices(resolved.policy))
-    assert (network.family, network.param_dtype, network.scan_layers) == (family, "bfloat16", True)
+    assert (network.family, network.compute_dtype, network.scan_layers) == (family, "bfloat16", True)
     assert (network.lora is not None) == adapts
+    assert network.param_dtype == ("bfloat16" if adapts else "float32")
     assert len(resolved.stream.tasks) == 4
     with pytest.raises(UserError, match="weights=DIR"):
         config.load(str(path))

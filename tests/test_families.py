@@ -17,9 +17,17 @@ from streamsynth.policy.attention import RopeScaling, rope_frequencies, visible
 from streamsynth.policy.families import FAMILIES, LOCAL_LAYERS, family_config
 from streamsynth.policy.logprobs import group_logprobs, read_group
 from streamsynth.policy.rollout import prefill, rollout
-from streamsynth.policy.transformer import Transformer, empty_cache, init_params, layer_place, stack_layers
+from streamsynth.policy.transformer import (
+    Transformer,
+    empty_cache,
+    init_params,
+    layer_place,
+    logical_axes,
+    stack_layers,
+)
 
 PROMPT, LENGTH, WINDOW, EOS = 11, 9, 4, 2
+TEMPERATURE = np.float32(1.3)
 SHAPE = dict(vocab_size=tiny.VOCAB, width=16, heads=4, kv_heads=2, head_width=4, mlp_width=24)
 # More than a period and not a whole number of them, so that scanning leaves layers over.
 LAYERS = {"gemma2": 3, "gemma3": 7}
@@ -53,7 +61,7 @@ def variables(name):
 
 quick_rollout = tiny.quick_jit(rollout.__wrapped__, static_argnames=("model", "samples", "length", "stops"))
 quick_logprobs = tiny.quick_jit(
-    lambda *arguments: group_logprobs(*arguments, chunk=7).logprobs, static_argnums=0
+    lambda *arguments: group_logprobs(*arguments, TEMPERATURE, chunk=7).logprobs, static_argnums=0
 )
 quick_hidden = tiny.quick_jit(lambda *arguments: read_group(*arguments).before, static_argnums=0)
 
@@ -61,7 +69,8 @@ quick_hidden = tiny.quick_jit(lambda *arguments: read_group(*arguments).before, 
 @functools.partial(tiny.quick_jit, static_argnames="model")
 def plain(model, variables, tokens, positions):
     hidden, _ = model.apply(variables, tokens, positions)
-    return jax.nn.log_softmax(model.apply(variables, hidden, method="logits"), axis=-1)
+    logits = model.apply(variables, hidden, method="logits")
+    return jax.nn.log_softmax(logits / TEMPERATURE, axis=-1)
 
 
 def plain_logprobs(model, variables, prompts, tokens, mask):
@@ -82,7 +91,7 @@ def plain_logprobs(model, variables, prompts, tokens, mask):
 def sampled(model, variables, prompts, seed):
     keys = sample_keys(jax.random.key(seed), len(prompts.tokens), 3)
     drawn = quick_rollout(
-        model, variables, prompts, keys, np.float32(1.0), samples=3, length=LENGTH, stops=(EOS, EOS + 1)
+        model, variables, prompts, keys, TEMPERATURE, samples=3, length=LENGTH, stops=(EOS, EOS + 1)
     )
     return jax.tree.map(np.asarray, drawn)
 
@@ -111,6 +120,8 @@ def test_scanned_periods_write_and_learn_what_unrolled_layers_do(name):
     scanned, model = network(name, scan=True), network(name)
     stacked = {"params": stack_layers(variables(name)["params"], scanned.config)}
     prompts = tiny.prompts(np.random.default_rng(0), 4, PROMPT)
+    axes = jax.tree.structure(logical_axes(scanned.config), is_leaf=lambda leaf: isinstance(leaf, tuple))
+    assert axes == jax.tree.structure(stacked["params"])
     one, two = sampled(model, variables(name), prompts, 0), sampled(scanned, stacked, prompts, 0)
     np.testing.assert_array_equal(one.tokens, two.tokens)
     np.testing.assert_allclose(one.logprobs, two.logprobs, atol=1e-5)

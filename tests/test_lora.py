@@ -263,11 +263,11 @@ def test_an_adapter_lies_on_the_mesh_as_its_network_does():
     assert out["structure"]
     # The rank is whole everywhere; the other axis lies as the kernel's does.
     assert out["specs"] == {
-        "query/a": [None, "fsdp", None],
+        "query/a": [None, "fsdp"],
         "query/b": [None, None, "tensor"],
-        "out/a": [None, "tensor", None],
+        "out/a": [None, "tensor"],
         "out/b": [None, None, "fsdp"],
-        "down/a": [None, "tensor", None],
+        "down/a": [None, "tensor"],
         "down/b": [None, None, "fsdp"],
     }
     assert out["rest"] == [None, "tensor"]
