@@ -54,8 +54,8 @@ def pretrained(arg: ConfigDict, family: str) -> ConfigDict:
 def make_tiny(config: ConfigDict) -> None:
     """Every part of a run in under a minute, most of it compilation.
 
-    Without weights a small policy of the config's family takes their place, and embedded worlds the stream's;
-    it is in float32, which a CPU computes fastest.
+    Without weights a small untrained policy of the config's family takes their place, and embedded worlds the
+    stream's; it is in float32, which a CPU computes fastest.
     """
     p = config.policy
     p.update(param_dtype="float32", compute_dtype="float32", scan_layers=False, remat=False)
@@ -70,8 +70,7 @@ def make_tiny(config: ConfigDict) -> None:
         config.stream.tasks = config.stream.tasks[:2]
     config.stream.update(examples_per_label=8, train_limit=200, test_limit=100)
     config.mesh.update(data=-1, fsdp=1)
-    config.pretrain.update(steps=10, prompts=4, corpus_sentences=1000)
-    config.pretrain.optimizer.name = "adamw"
+    config.pretrain.update(steps=0, prompts=4, corpus_sentences=1000)
     config.rollout.update(prompts=4, samples=2, prompt_length=512 if p.init else 64, completion_length=24)
     config.feedback.update(accept=0.1, width=32, min_words=1)
     config.supervised.update(rounds=1, batches=1, rows=4, steps=2, held_out=2)
