@@ -164,11 +164,9 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
 
 def _check_weights(config: Any, folder: str) -> None:
     """What can be said of named weights without reading them."""
-    network, tokenizer, r = (
-        read_config(folder, **choices(config.policy)),
-        load_tokenizer(folder),
-        config.rollout,
-    )
+    r = config.rollout
+    network = read_config(folder, **choices(config.policy))
+    tokenizer = load_tokenizer(folder)
     form = make_format(config.policy.format, tokenizer, r.prompt_length, r.completion_length)
     context, wanted = read_context(folder), r.prompt_length + r.completion_length
     if wanted > context:

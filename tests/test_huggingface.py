@@ -17,11 +17,11 @@ from streamsynth.errors import UserError
 from streamsynth.policy.families import FAMILIES, family_config
 from streamsynth.policy.huggingface.adapters import load_adapter, save_adapter
 from streamsynth.policy.huggingface.architectures import read_config, read_context
-from streamsynth.policy.huggingface.fields import SpecialIds, read_special_ids
 from streamsynth.policy.huggingface.names import sources
 from streamsynth.policy.huggingface.reading import content_hash, load_params
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.lora import LoraConfig, init_adapter
+from streamsynth.policy.tokenizer_files import read_settings
 from streamsynth.policy.transformer import Transformer, param_shapes, stack_layers
 
 IDS = dict(bos=1, eos=(2, 5), pad=0)
@@ -101,7 +101,8 @@ def test_an_exported_folder_is_whole(tmp_path):
     files = {"tokenizer.json": b"{}", "tokenizer_config.json": b'{"chat_template": "x"}'}
     save_model(tmp_path, golden.config, golden.params, files=files, context=77, **IDS)
     assert {name: (tmp_path / name).read_bytes() for name in files} == files
-    assert read_special_ids(tmp_path) == SpecialIds(bos=1, eos=(2, 5), pad=0)
+    named = json.loads((tmp_path / "generation_config.json").read_text())
+    assert named == {"bos_token_id": 1, "eos_token_id": [2, 5], "pad_token_id": 0}
     assert read_context(tmp_path) == 77
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["torch_dtype"] == "float32"
@@ -189,7 +190,7 @@ def test_of_a_model_that_also_sees_the_language_model_is_read(layout, tmp_path):
     config, params = load(tmp_path)
     assert config == golden.config
     assert_same(params, golden.params)
-    assert read_special_ids(tmp_path) == SpecialIds(bos=1, eos=(2, 9), pad=0)
+    assert (read_settings(tmp_path).bos, read_settings(tmp_path).stops) == (1, (2, 9))
 
 
 @pytest.mark.parametrize("scan_layers", [False, True])
@@ -217,4 +218,4 @@ def test_a_trained_model_from_disk_says_what_it_should(shared):
     lengths = np.array([tokens.shape[1]])
     text = golden_files.Golden(config, params, tokens, lengths, None, None)
     assert logits(text)[0, :-1].argmax(-1).tolist() == expected["greedy"]
-    assert read_special_ids(folder).eos == (2,)
+    assert read_settings(folder).stops == (2,)

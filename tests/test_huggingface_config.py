@@ -19,7 +19,7 @@ from streamsynth.policy.huggingface.architectures import (
     shortest_period,
 )
 from streamsynth.policy.huggingface.description import config_fields
-from streamsynth.policy.huggingface.fields import SpecialIds, read_special_ids
+from streamsynth.policy.tokenizer_files import read_settings
 from streamsynth.policy.transformer import TransformerConfig
 
 # What the published files of these models say, without what does not matter here.
@@ -153,7 +153,7 @@ def test_gemma3_of_a_model_that_also_sees(tmp_path):
     assert (config.rope_theta, config.local_rope_theta) == (1e6, 1e4)
     assert config.rope_scaling == RopeScaling("linear", 8.0)
     assert (config.attention_softcap, config.logit_softcap, config.tied_embeddings) == (None, None, True)
-    assert read_special_ids(tmp_path) == SpecialIds(eos=(1, 106))
+    assert read_settings(tmp_path).stops == (1, 106)
     with pytest.raises(UserError, match="sees images.*without --adapter"):
         check_whole(tmp_path)
 
@@ -183,9 +183,9 @@ def test_the_architecture_may_follow_from_the_model_type(tmp_path):
 
 def test_generation_config_names_the_ends_first(tmp_path):
     (tmp_path / "config.json").write_text('{"bos_token_id": 3, "eos_token_id": 4}')
-    assert read_special_ids(tmp_path) == SpecialIds(bos=3, eos=(4,))
+    assert (read_settings(tmp_path).bos, read_settings(tmp_path).stops) == (3, (4,))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 4], "pad_token_id": 6}')
-    assert read_special_ids(tmp_path) == SpecialIds(bos=3, eos=(5, 4), pad=6)
+    assert (read_settings(tmp_path).bos, read_settings(tmp_path).stops) == (3, (5, 4))
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=14))

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from streamsynth.errors import UserError
 from streamsynth.policy.huggingface.adapters import load_adapter
 from streamsynth.policy.huggingface.architectures import read_config
-from streamsynth.policy.huggingface.fields import read_special_ids
 from streamsynth.policy.huggingface.reading import content_hash, load_params
+from streamsynth.policy.tokenizer_files import read_settings
 
 LAYER = "model.layers.1."
 
@@ -97,9 +97,8 @@ def test_no_readable_config_json(folder, content):
     (folder / "config.json").unlink()
     if content is not None:
         (folder / "config.json").write_text(content)
-    for reader in (read_config, read_special_ids):
-        with pytest.raises(UserError, match="config.json is not a description of a model"):
-            reader(folder)
+    with pytest.raises(UserError, match="config.json is not a description of a model"):
+        read_config(folder)
 
 
 def test_a_model_that_also_sees_needs_its_text_config(folder):
@@ -111,7 +110,7 @@ def test_a_model_that_also_sees_needs_its_text_config(folder):
 def test_odd_special_ids(folder):
     change_config(folder, eos_token_id="</s>")
     with pytest.raises(UserError, match="eos_token_id = "):
-        read_special_ids(folder)
+        read_settings(folder)
 
 
 def test_a_missing_tensor(folder):

@@ -65,6 +65,7 @@ def read_settings(directory: pathlib.Path) -> Settings:
     """
     files = {name: (directory / name).read_bytes() for name in FILES if (directory / name).is_file()}
     network = _read_json(directory / "config.json")
+    generation = _read_json(directory / "generation_config.json")
     config = _read_json(directory / "tokenizer_config.json")
     special = _special(_read_json(directory / "special_tokens_map.json")) | _special(config)
     template, template_file = _chat_template(directory, files, config)
@@ -74,11 +75,10 @@ def read_settings(directory: pathlib.Path) -> Settings:
         source=str(directory),
         special=special,
         # A tokenizer_config.json that is silent on it means that there is none, whatever the network says.
-        bos=None if config else next(iter(_ids(network, "bos_token_id")), None),
+        bos=None if config else next(iter(_ids(directory, network, "bos_token_id")), None),
         stops=tuple(
             dict.fromkeys(
-                _ids(_read_json(directory / "generation_config.json"), "eos_token_id")
-                + _ids(network, "eos_token_id")
+                _ids(directory, generation, "eos_token_id") + _ids(directory, network, "eos_token_id")
             )
         ),
         add_bos=add_bos if isinstance(add_bos, bool) else None,
@@ -109,13 +109,15 @@ def _special(config: dict[str, Any]) -> dict[str, str]:
     return {name: text for name, text in texts.items() if isinstance(text, str) and text}
 
 
-def _ids(config: dict[str, Any], key: str) -> list[int]:
+def _ids(directory: pathlib.Path, config: dict[str, Any], key: str) -> list[int]:
     """One id, several or none; a network that also sees images keeps them under `text_config`."""
     value = config.get(key)
     if value is None:
         value = config.get("text_config", {}).get(key)
-    values = value if isinstance(value, list) else [value]
-    return [i for i in values if isinstance(i, int) and not isinstance(i, bool)]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in values):
+        raise UserError(f"{directory}: {key} = {json.dumps(value)} must be a token id or a list of them.")
+    return values
 
 
 def _chat_template(

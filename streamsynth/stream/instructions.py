@@ -6,6 +6,7 @@ The assistant's turn is opened with the name of the first field, so that nothing
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from streamsynth.policy.chat import Chat, read_chat
@@ -50,7 +51,7 @@ class ChatFormat(WordedFormat):
     def end(self) -> int:
         return self.chat.end
 
-    @property
+    @functools.cached_property
     def stops(self) -> tuple[int, ...]:
         return tuple(dict.fromkeys((self.end, *self.tokenizer.stops)))
 

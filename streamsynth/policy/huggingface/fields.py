@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -59,41 +57,3 @@ class Fields:
 
     def get(self, name: str) -> Any:
         return self.values.get(name)
-
-
-@dataclasses.dataclass(frozen=True)
-class SpecialIds:
-    """The ids that a folder names: begin of text, ends of text, padding. None or () where it names none."""
-
-    bos: int | None = None
-    eos: tuple[int, ...] = ()
-    pad: int | None = None
-
-
-def read_special_ids(directory: str | os.PathLike[str]) -> SpecialIds:
-    """The special ids of a folder: those of generation_config.json, where it has one, come first.
-
-    Instruction-tuned models end their turn with another id than their texts, and often only
-    generation_config.json names both.
-
-    Raises:
-      UserError: a file is damaged or an id is no whole number.
-    """
-    folder = pathlib.Path(directory)
-    sources = [folder / CONFIG_FILE]
-    if (folder / GENERATION_FILE).exists():
-        sources.insert(0, folder / GENERATION_FILE)
-    named: dict[str, tuple[int, ...]] = {}
-    for path in sources:
-        fields = read_json(path, "a description of a model")
-        nested = fields.get("text_config")
-        fields = {**(nested if isinstance(nested, dict) else {}), **fields}
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            value = fields.get(name)
-            ids = value if isinstance(value, list) else [value] if value is not None else []
-            if not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in ids):
-                raise UserError(f"{path}: {name} = {json.dumps(value)} must be a token id or a list of them.")
-            if ids:
-                named.setdefault(name, tuple(ids))
-    first = {name: ids[0] for name, ids in named.items()}
-    return SpecialIds(first.get("bos_token_id"), named.get("eos_token_id", ()), first.get("pad_token_id"))
