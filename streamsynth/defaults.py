@@ -58,6 +58,7 @@ def default_config() -> ConfigDict:
                 prompt_length=112,  # P, in tokens
                 completion_length=24,  # T
                 temperature=0.65,
+                best_kept=16,  # of each label and cell, what the strategy "imitate_best" may show
             ),
             stream=dict(
                 tasks=("worlds:market_1",),

@@ -108,7 +108,8 @@ def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:
     if tasks:
         drawn = [tasks[i] for i in rng.integers(len(tasks), size=c.prompts)]
         return [
-            task_lesson(task.brief, task.labels[rng.integers(len(task.labels))], task.train) for task in drawn
+            task_lesson(task.brief, task.labels[rng.integers(len(task.labels))], task.train, task.attributes)
+            for task in drawn
         ]
     # Two lessons a world: drawing a world costs as much as writing forty of its sentences.
     seeds = rng.integers(2**31, size=-(-c.prompts // 2))
@@ -123,6 +124,7 @@ def _world_lesson(world: worlds.World, label: int) -> Lesson:
         world.labels[label].name,
         lambda rng, n: [world.sample(rng, label) for _ in range(n)],
         lambda rng, n: [world.sample(rng, other[rng.integers(len(other))]) for _ in range(n)],
+        (worlds.length_of(world),),
     )
 
 

@@ -23,6 +23,7 @@ from streamsynth.runtime.progress import Progress
 from streamsynth.stream import patterns
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import sources, worlds
+from streamsynth.tasks.attributes import asked_for
 from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
 from streamsynth.workdir import Workdir
@@ -103,6 +104,7 @@ def synthesize(
                             step=batch,
                             policy_version=int(state.policy_version),
                             examples=written.shown[i // config.rollout.samples],
+                            attributes=asked_for(task.attributes, task.cells[written.cell[i]]),
                             scores={
                                 "quality": float(quality[i]),
                                 **{part: float(values[i]) for part, values in scored.scores.parts.items()},

@@ -16,7 +16,6 @@ from absl import logging
 from streamsynth import assemble as assemble_lib
 from streamsynth.assemble import Setting
 from streamsynth.dataset.export import export
-from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.dataset.rows import read_rows
 from streamsynth.evaluation import measure
 from streamsynth.learner.state import RunState, extend
@@ -24,6 +23,7 @@ from streamsynth.policy.store import Policy
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.metrics import JournalWriter, MultiWriter, TensorBoardWriter
 from streamsynth.runtime.progress import Progress
+from streamsynth.stream.kept import Kept
 from streamsynth.tasks.task import Task
 from streamsynth.turn import begin_turn, learn
 from streamsynth.workdir import Workdir
@@ -78,9 +78,11 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
             elif turn == len(tasks):
                 break
             else:
-                seen = NearDuplicates(
+                kept_texts = Kept(
+                    tasks[turn],
                     config.dataset.near_duplicate,
-                    (tasks[turn].identity(row.text) for row in read_rows(workdir.kept(names[turn]))),
+                    config.rollout.best_kept,
+                    read_rows(workdir.kept(names[turn])),
                 )
                 with Progress(
                     config.learner.steps, f"turn {turn + 1}/{len(tasks)} {names[turn]}"
@@ -88,7 +90,9 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
                     progress.advance(max(done - 1, 0))
                     while int(state.turn_step) <= config.learner.steps:
                         beginning = int(state.turn_step) == 0
-                        state, metrics, rows = (begin_turn if beginning else learn)(setting, state, seen)
+                        state, metrics, rows = (begin_turn if beginning else learn)(
+                            setting, state, kept_texts
+                        )
                         for row in rows:
                             kept[turn].append(row.to_json())
                         if not beginning:

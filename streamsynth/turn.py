@@ -12,7 +12,6 @@ import numpy as np
 
 from streamsynth import assemble as assemble_lib
 from streamsynth.assemble import Setting
-from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.dataset.rows import Row
 from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng, purpose_key
@@ -24,15 +23,15 @@ from streamsynth.learner.state import RunState, new_task
 from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.stream import patterns, scheduler
+from streamsynth.stream.kept import Kept
 from streamsynth.stream.patterns import STRATEGIES
+from streamsynth.tasks.attributes import asked_for
 from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
 from streamsynth.tuning import example_features, split_examples, spread_out_rows, tune
 
 
-def begin_turn(
-    setting: Setting, state: RunState, seen: NearDuplicates
-) -> tuple[RunState, dict[str, float], list[Row]]:
+def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
     """The first step of a turn: nothing is learned by reward yet.
 
     The isolated learner forgets everything. Batches of the base policy give the diversity that is to be
@@ -55,10 +54,10 @@ def begin_turn(
     def written(params: Any, version: int, purpose: str, *steps: int) -> Assessment:
         """Writes a batch with the given parameters; what is kept of it goes into `rows`."""
         nonlocal state, dropped
-        sampled = _sampled(setting, state.replace(params=params), asked, seen, purpose, *steps)
+        sampled = _sampled(setting, state.replace(params=params), asked, kept, purpose, *steps)
         dropped += sampled.written.dropped_examples
-        state, keep = _remembered(setting, state, sampled, seen, version, purpose, *steps)
-        rows.extend(_rows(setting.tasks[turn], sampled, keep, step, version))
+        state, keep = _remembered(setting, state, sampled, kept, version, purpose, *steps)
+        rows.extend(_rows(setting.tasks[turn], sampled, keep, step, version, kept))
         features.append(np.asarray(sampled.scored.scores.features)[keep])
         quality.append(float(sampled.scored.scores.quality.mean()))
         return sampled.assessment
@@ -100,15 +99,13 @@ def begin_turn(
     return assemble_lib.on_mesh(setting, state), figures, rows
 
 
-def learn(
-    setting: Setting, state: RunState, seen: NearDuplicates
-) -> tuple[RunState, dict[str, float], list[Row]]:
+def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
     """One step: write, score, credit, update, remember.
 
     Args:
       setting: the fixed parts.
       state: before the step.
-      seen: the kept texts of this turn's task; those kept now are added.
+      kept: what is kept of this turn's task; what is kept now is added.
 
     Returns:
       The state after it, the step's figures, and the rows that were kept.
@@ -120,7 +117,7 @@ def learn(
     plan, scheduled = scheduler.next(
         state.scheduler, turn, step, numpy_rng(seed, "scheduler", step), setting.scheduler
     )
-    sampled = _sampled(setting, state, setting.tasks[turn], seen, "rollout", step)
+    sampled = _sampled(setting, state, setting.tasks[turn], kept, "rollout", step)
     written, scored, assessment = sampled.written, sampled.scored, sampled.assessment
 
     # --- Update ---
@@ -167,7 +164,7 @@ def learn(
 
     # --- Remember ---
     version = int(state.policy_version)
-    state, keep = _remembered(setting, state, sampled, seen, version, "reservoir", step)
+    state, keep = _remembered(setting, state, sampled, kept, version, "reservoir", step)
     scores, quality = scored.scores, np.asarray(scored.scores.quality)
     state = state.replace(
         params=params,
@@ -195,7 +192,7 @@ def learn(
     figures = {name: float(value) for name, value in jax.device_get(figures).items()}
     if not plan.replay_counts.any():
         figures = {name: value for name, value in figures.items() if not name.startswith("replay/")}
-    return state, figures, _rows(setting.tasks[turn], sampled, keep, step, version)
+    return state, figures, _rows(setting.tasks[turn], sampled, keep, step, version, kept)
 
 
 # --- Parts of a step ---
@@ -211,7 +208,7 @@ class _Sampled:
 
 
 def _sampled(
-    setting: Setting, state: RunState, asked: Task, seen: NearDuplicates, purpose: str, *steps: int
+    setting: Setting, state: RunState, asked: Task, kept: Kept, purpose: str, *steps: int
 ) -> _Sampled:
     """Writes and judges one batch, in strategies drawn from what was learned of them.
 
@@ -238,8 +235,9 @@ def _sampled(
         samples=r.samples,
         temperature=r.temperature,
         place=setting.place,
+        best=kept.best,
     )
-    scored = score(setting.tasks[turn], written, setting.rewards[turn], setting.featurize, seen.seen, f)
+    scored = score(setting.tasks[turn], written, setting.rewards[turn], setting.featurize, kept.seen, f)
     assessment = assess(
         state.tasks[turn].archive,
         setting.place(dataclasses.replace(scored.scores, parts={})),
@@ -262,7 +260,7 @@ def _remembered(
     setting: Setting,
     state: RunState,
     sampled: _Sampled,
-    seen: NearDuplicates,
+    kept: Kept,
     version: int,
     purpose: str,
     *steps: int,
@@ -275,7 +273,7 @@ def _remembered(
     written, scores, assessment = sampled.written, sampled.scored.scores, sampled.assessment
     quality = np.asarray(scores.quality)
     identities = [setting.tasks[turn].identity(text) for text in written.texts]
-    keep = _kept(identities, quality, config.feedback.accept, seen)
+    keep = _kept(identities, quality, config.feedback.accept, kept)
     task = remember(
         state.tasks[turn],
         samples_of(written, scores, assessment.weight, keep, version),
@@ -292,20 +290,21 @@ def _remembered(
     return state, keep
 
 
-def _kept(texts: Sequence[str], quality: np.ndarray, accept: float, seen: NearDuplicates) -> np.ndarray:
+def _kept(texts: Sequence[str], quality: np.ndarray, accept: float, kept: Kept) -> np.ndarray:
     """[N] bool: good enough, and no near-duplicate of a kept text, those of this batch included."""
     keep = np.zeros(len(texts), bool)
     for i in np.flatnonzero(quality >= accept):
-        if not seen.seen(texts[i]):
-            seen.add(texts[i])
+        if not kept.seen(texts[i]):
+            kept.add(texts[i])
             keep[i] = True
     return keep
 
 
-def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: int) -> list[Row]:
+def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: int, kept: Kept) -> list[Row]:
+    """The rows of the samples with `keep`, which join what later prompts may show."""
     written, scores, credit = sampled.written, sampled.scored.scores, np.asarray(sampled.assessment.credit)
     group = len(written.label) // len(written.shown)
-    return [
+    rows = [
         Row(
             fields=fields_of(task, written.texts[i]),
             label=task.labels[written.label[i]],
@@ -318,9 +317,13 @@ def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: i
                 **{name: float(part[i]) for name, part in scores.parts.items()},
                 "diversity": float(credit[i]),
             },
+            attributes=asked_for(task.attributes, task.cells[written.cell[i]]),
         )
         for i in np.flatnonzero(keep)
     ]
+    for row in rows:
+        kept.remember(row)
+    return rows
 
 
 def _statistic_of_examples(setting: Setting, turn: int) -> float:

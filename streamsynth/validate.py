@@ -93,6 +93,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.prompts",
         "pretrain.samples",
         "replay.capacity",
+        "rollout.best_kept",
         "rollout.prompts",
         "scheduler.ramp",
         "scheduler.staleness",

@@ -26,6 +26,7 @@ class Row:
       policy_version: number of updates that the writing policy had seen.
       examples: ids of the examples that the prompt showed.
       scores: every part of the score by name; finite numbers only.
+      attributes: the values of the task's attributes that were asked for, by name.
     """
 
     fields: tuple[str, ...]
@@ -35,6 +36,7 @@ class Row:
     policy_version: int
     examples: tuple[str, ...]
     scores: dict[str, float]
+    attributes: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def text(self) -> str:
@@ -62,6 +64,7 @@ class Row:
             "policy_version": int(self.policy_version),
             "examples": list(self.examples),
             "scores": {name: float(value) for name, value in self.scores.items()},
+            **({"attributes": dict(self.attributes)} if self.attributes else {}),
         }
 
     @classmethod
@@ -75,6 +78,7 @@ class Row:
             policy_version=record["policy_version"],
             examples=tuple(record["examples"]),
             scores=dict(record["scores"]),
+            attributes=dict(record.get("attributes", {})),
         )
 
 

@@ -17,7 +17,7 @@ from streamsynth.policy.rollout import rollout
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts, Rollouts, Scores
 from streamsynth.stream import prompts as prompts_lib
-from streamsynth.stream.prompts import PromptFormat
+from streamsynth.stream.prompts import Best, PromptFormat
 from streamsynth.tasks.task import Task
 
 
@@ -26,7 +26,8 @@ class Written:
     """N samples of one task, as tokens and as texts.
 
     rejections: why a text does not parse, "" where it does.
-    label, strategy: [N] int32.   shown: for each of the B prompts the ids of the examples it shows.
+    label, strategy, cell: [N] int32; the cell is an index into the task's `cells`.
+    shown: for each of the B prompts the ids of the examples it shows.
     dropped_examples: examples that did not fit into their prompts.
     """
 
@@ -35,6 +36,7 @@ class Written:
     rejections: tuple[str, ...]
     label: np.ndarray
     strategy: np.ndarray
+    cell: np.ndarray
     shown: tuple[tuple[str, ...], ...]
     dropped_examples: int
 
@@ -52,8 +54,9 @@ def write(
     samples: int,
     temperature: float,
     place: Callable[[Any], Any] = lambda tree: tree,
+    best: Best = lambda label, cell: (),
 ) -> Written:
-    """Samples G texts for each of B prompts of a task, labels balanced.
+    """Samples G texts for each of B prompts of a task, its labels and its cells in equal shares.
 
     Args:
       model, variables, form: the policy and its prompt format.
@@ -63,11 +66,13 @@ def write(
       samples: G.
       temperature: of sampling.
       place: puts a batch on the mesh.
+      best: the best kept texts of a label and cell.
     """
     rng = numpy_rng(seed, purpose, *steps)
     batch = len(strategy)
     label = prompts_lib.balanced_labels(batch, len(task.labels), rng)
-    rendered = prompts_lib.render(form, task, label, strategy, rng)
+    cell = prompts_lib.balanced_labels(batch, len(task.cells), rng)
+    rendered = prompts_lib.render(form, task, label, strategy, rng, cell, best)
     keys = sample_keys(purpose_key(seed, purpose, *steps), batch, samples)
     rollouts = rollout(
         model,
@@ -89,6 +94,7 @@ def write(
         rejections=tuple(answer.rejection for answer in answers),
         label=np.repeat(label, samples),
         strategy=np.repeat(strategy, samples),
+        cell=np.repeat(cell, samples),
         shown=rendered.shown,
         dropped_examples=rendered.dropped,
     )

@@ -10,15 +10,27 @@ import numpy as np
 from streamsynth.learner.supervised import SupervisedBatch
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, SOURCES, PromptFormat
+from streamsynth.tasks.attributes import Attribute, Value
 from streamsynth.tasks.task import Brief, Example, Task
 
 Draw = Callable[[np.random.Generator, int], list[str]]
 
 # How often a lesson is given in each strategy. Those that show examples teach most, since each example in a
 # prompt is foretold from those before it.
-_CHANCE = {"label_only": 0.04, "imitate": 0.24, "vary_one": 0.24, "combine_two": 0.24, "contrast": 0.24}
-# Of this many candidates, the one most like its sources becomes the target of a strategy that has them.
-_LIKENESS_CANDIDATES = 4
+_CHANCE = {
+    "label_only": 0.04,
+    "imitate": 0.18,
+    "vary_one": 0.19,
+    "combine_two": 0.19,
+    "contrast": 0.2,
+    "imitate_best": 0.08,
+    "reshape": 0.12,
+}
+# How often a lesson whose texts have attributes asks for them.
+_ATTRIBUTES_CHANCE = 0.25
+# Of this many candidates, the one most like its sources becomes the target of a strategy that has them; and
+# of "reshape" the one whose length differs most.
+_CANDIDATES = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +44,16 @@ class Lesson:
     label: str
     own: Draw
     others: Draw
+    attributes: tuple[Attribute, ...] = ()
 
 
-def task_lesson(brief: Brief, label: str, examples: Sequence) -> Lesson:
+def task_lesson(
+    brief: Brief, label: str, examples: Sequence, attributes: tuple[Attribute, ...] = ()
+) -> Lesson:
     """A lesson of one label of a task, from labelled texts."""
     own = [e.text for e in examples if e.label == label]
     others = [e.text for e in examples if e.label != label]
-    return Lesson(brief, label, _without_replacement(own), _without_replacement(others))
+    return Lesson(brief, label, _without_replacement(own), _without_replacement(others), attributes)
 
 
 def lesson_batch(
@@ -54,16 +69,22 @@ def lesson_batch(
     for lesson, strategy in zip(lessons, strategies, strict=True):
         name = STRATEGIES[strategy]
         own_count, other_count = SHOWN[name]
-        wanted = samples * (_LIKENESS_CANDIDATES if name in SOURCES else 1)
+        wanted = samples * (_CANDIDATES if name in SOURCES else 1)
         texts = lesson.own(rng, own_count + wanted)
         # Where texts are few, targets come first: a prompt may show fewer examples than its strategy says.
         own_count = min(own_count, max(len(texts) - 1, 0))
         pool = texts[own_count:]
         shown = [text for text in texts[:own_count] if text not in pool]
         if name in SOURCES:
-            pool = _most_alike(shown[: SOURCES[name]], pool, samples)
+            choose = _most_reshaped if name == "reshape" else _most_alike
+            pool = choose(shown[: SOURCES[name]], pool, samples)
+        wanted = ()
+        if lesson.attributes and pool and rng.random() < _ATTRIBUTES_CHANCE:
+            values = _values_of(lesson.attributes, pool[0])
+            pool = [text for text in pool if all(value.holds(text) for _, value in values)]
+            wanted = [f"{one.name}: {value.name}" for one, value in values]
         others = lesson.others(rng, other_count)
-        ids, _ = form.prompt(lesson.brief, int(strategy), lesson.label, shown, others)
+        ids, _ = form.prompt(lesson.brief, int(strategy), lesson.label, shown, others, wanted)
         prompts.append(ids)
         targets = [pool[i % len(pool)] for i in range(samples)] if pool else [""] * samples
         completions += [(form.completion(lesson.brief, text) if text else None) or [] for text in targets]
@@ -98,12 +119,30 @@ def _most_alike(sources: Sequence[str], pool: Sequence[str], count: int) -> list
     """The best of every `count`-th candidate: like the sources, and still a random choice."""
     words = [set(text.split()) for text in sources]
 
-    def likeness(i: int) -> float:
-        own = set(pool[i].split())
+    def likeness(text: str) -> float:
+        own = set(text.split())
         return sum(len(other & own) / len(other | own) for other in words)
 
-    runs = [range(i, len(pool), count) for i in range(min(count, len(pool)))]
-    return [pool[max(run, key=likeness)] for run in runs]
+    return _best_of_runs(pool, count, likeness)
+
+
+def _most_reshaped(sources: Sequence[str], pool: Sequence[str], count: int) -> list[str]:
+    """Of every `count`-th candidate the one whose length differs most from the source's."""
+    lengths = [len(text.split()) for text in sources]
+    return _best_of_runs(pool, count, lambda text: sum(abs(len(text.split()) - n) for n in lengths))
+
+
+def _best_of_runs(pool: Sequence[str], count: int, score: Callable[[str], float]) -> list[str]:
+    runs = [pool[i::count] for i in range(min(count, len(pool)))]
+    return [max(run, key=score) for run in runs]
+
+
+def _values_of(attributes: Sequence[Attribute], text: str) -> list[tuple[Attribute, Value]]:
+    """The tested values that a text has, with their attributes."""
+    found = []
+    for attribute in attributes:
+        found += [(attribute, value) for value in attribute.values if value.tested and value.holds(text)][:1]
+    return found
 
 
 def _without_replacement(texts: Sequence[str]) -> Draw:

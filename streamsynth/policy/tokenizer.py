@@ -13,7 +13,7 @@ from streamsynth.errors import UserError
 from streamsynth.tasks.task import FIELD_SEPARATOR
 
 # Markers are control pieces: no text, however it is written, can encode to one of them.
-MARKERS = ("<label>", "<example>", "<contrast>", "<write>", FIELD_SEPARATOR)
+MARKERS = ("<label>", "<attribute>", "<example>", "<contrast>", "<write>", FIELD_SEPARATOR)
 
 
 class Tokenizer(Protocol):

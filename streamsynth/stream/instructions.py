@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 
 from streamsynth.policy.chat import Chat, read_chat
-from streamsynth.stream.wording import Order, WordedFormat
+from streamsynth.stream.wording import Order, WordedFormat, effective
 
 # What is asked for, by strategy: {one} is the name of a text, {label} in what way it is labelled.
 _ASKS = {
@@ -23,6 +23,10 @@ _ASKS = {
     "make one natural {one} of it.",
     "contrast": "Write one new {one}{label}, in the style and of the length of the examples. Nobody should "
     "take it for one with another label.",
+    "imitate_best": "Write one new {one}{label}. The examples are the best ones so far: write one as good as "
+    "they are, about something that none of them is about.",
+    "reshape": "Write one new {one}{label}: take the example to rewrite, and put what it is about into "
+    "another form, clearly shorter or longer.",
 }
 # Where there are questions with their answers instead of labels.
 _QUESTION_ASKS = {
@@ -31,8 +35,14 @@ _QUESTION_ASKS = {
     "and work out the answer anew.",
     "combine_two": "Write one new {one} that needs what both of the examples to combine need.",
     "contrast": "Write one new {one} of the kind of the examples, but as unlike each of them as it can be.",
+    "reshape": "Write one new {one}: take the example to rewrite, ask for something else of its situation, "
+    "in clearly fewer or more words, and work out the answer anew.",
 }
-_SOURCES = {"vary_one": "Example to rewrite", "combine_two": "Example to combine"}
+_SOURCES = {
+    "vary_one": "Example to rewrite",
+    "combine_two": "Example to combine",
+    "reshape": "Example to rewrite",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +72,7 @@ class ChatFormat(WordedFormat):
         """What the user says."""
         is_qa = order.kind == "qa"
         label = "" if is_qa else f' with the label "{order.label}"'
-        strategy = _effective(order)
+        strategy = effective(order)
         ask = (_QUESTION_ASKS if is_qa else _ASKS)[strategy].format(one=_one(order), label=label)
         what = f"this data set: {order.description}" if order.description else "a data set."
         parts = [f"You write examples for {what}"]
@@ -74,7 +84,8 @@ class ChatFormat(WordedFormat):
             parts += self._numbered("Example", order.names, order.own)
         if order.sources:
             parts += self._numbered(_SOURCES[strategy], order.names, order.sources)
-        parts += [ask, _form(order.names)]
+        wanted = [f"It must have: {'; '.join(order.wanted)}."] if order.wanted else []
+        parts += [ask, *wanted, _form(order.names)]
         return "\n\n".join(parts)
 
     def spoken(self, ids: Sequence[int]) -> str:
@@ -84,15 +95,6 @@ class ChatFormat(WordedFormat):
     def _numbered(self, title: str, names: Sequence[str], texts: Sequence[str]) -> list[str]:
         titles = [title] if len(texts) == 1 else [f"{title} {i}" for i in range(1, len(texts) + 1)]
         return [f"{t}:\n{self.block(names, text)}" for t, text in zip(titles, texts, strict=True)]
-
-
-def _effective(order: Order) -> str:
-    """The strategy that what is shown allows: two sources to combine, one to rewrite, examples to imitate."""
-    if order.strategy in _SOURCES:
-        return {2: "combine_two", 1: "vary_one", 0: "label_only"}[len(order.sources)]
-    if order.strategy in ("imitate", "contrast") and not order.own:
-        return "label_only"
-    return order.strategy
 
 
 def _one(order: Order) -> str:

@@ -2,7 +2,7 @@
 
 A prompt reads, marker by marker:
 
-    <s> <strategy> <label> name <contrast> text ... <example> text ... <write>
+    <s> <strategy> <label> name <attribute> length: short ... <contrast> text ... <example> text ... <write>
 
 and the completion is a text of that label, ended by </s>. What a strategy starts from, the example to vary or
 the two to combine, stands last, next to <write>; all others are there to show what the label is like.
@@ -37,13 +37,20 @@ class MarkerFormat(PromptFormat):
         return (self.tokenizer.eos,)
 
     def prompt(
-        self, brief: Brief, strategy: int, label: str, own: Sequence[str], others: Sequence[str]
+        self,
+        brief: Brief,
+        strategy: int,
+        label: str,
+        own: Sequence[str],
+        others: Sequence[str],
+        wanted: Sequence[str] = (),
     ) -> tuple[list[int], list[bool]]:
-        """As in `PromptFormat.prompt`; a label too long for the prompt is cut."""
+        """As in `PromptFormat.prompt`; a label or attributes too long for the prompt are cut."""
         t = self.tokenizer
         head = [t.bos, t.marker(strategy_marker(STRATEGIES[strategy])), t.marker("<label>")]
         room = self.prompt_length - len(head) - 1
-        name = t.encode(label_text(label))[:room]
+        asked = [token for phrase in wanted for token in (t.marker("<attribute>"), *t.encode(phrase))]
+        name = [*t.encode(label_text(label)), *asked][:room]
         room -= len(name)
         kept: dict[str, list[list[int]]] = {"<example>": [], "<contrast>": []}
         fits = []

@@ -26,6 +26,8 @@ STRATEGIES = (
     "vary_one",  # one example of the label, rewritten with other words
     "combine_two",  # parts of two examples of the label, joined
     "contrast",  # a text of the label, with examples of other labels as what it is not
+    "imitate_best",  # a text like the best that were kept of the label so far
+    "reshape",  # one example of the label, in another form or length
 )
 
 

@@ -18,12 +18,13 @@ import functools
 from collections.abc import Sequence
 
 from streamsynth.policy.tokenizer import Tokenizer
-from streamsynth.stream.wording import Order, WordedFormat
+from streamsynth.stream.wording import Order, WordedFormat, effective
 
-# What stands between the sources of a strategy and the open text, by their number.
+# What stands between the sources of a strategy and the open text.
 _NOTES = {
-    1: "The last one once more, said in other words:",
-    2: "Parts of the last two, joined into a new one:",
+    "vary_one": "The last one once more, said in other words:",
+    "combine_two": "Parts of the last two, joined into a new one:",
+    "reshape": "What the last one is about, in another form and of another length:",
 }
 
 
@@ -48,7 +49,8 @@ class PlainFormat(WordedFormat):
 
         blocks = [head(f"not {order.label}") + self.block(order.names, text) for text in order.others]
         blocks += [head(order.label) + self.block(order.names, text) for text in (*order.own, *order.sources)]
-        blocks += [_NOTES[len(order.sources)]] if order.sources else []
+        blocks += [_NOTES[effective(order)]] if order.sources else []
+        blocks += [f"The next one has {'; '.join(order.wanted)}."] if order.wanted else []
         blocks += [f"{head(order.label)}{order.names[0]}:"]
         text = "\n\n".join([*([order.description] if order.description else []), *blocks])
         ids = self.tokenizer.encode(text)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from streamsynth.pytrees import Prompts
 from streamsynth.stream.patterns import STRATEGIES
-from streamsynth.tasks.task import Brief, Task
+from streamsynth.tasks.attributes import phrases
+from streamsynth.tasks.task import Brief, Example, Task
 
 # How many examples of the label, and how many of other labels, each strategy shows.
 SHOWN = {
@@ -23,10 +24,18 @@ SHOWN = {
     "vary_one": (6, 0),
     "combine_two": (6, 0),
     "contrast": (4, 2),
+    "imitate_best": (6, 0),
+    "reshape": (6, 0),
 }
 assert tuple(SHOWN) == tuple(STRATEGIES)
-# How many of them, the ones next to where the text is written, it is to resemble.
-SOURCES = {"vary_one": 1, "combine_two": 2}
+# How many of them, the ones next to where the text is written, it starts from.
+SOURCES = {"vary_one": 1, "combine_two": 2, "reshape": 1}
+# It shows the best kept texts of what is asked for, and examples where there are too few of them.
+ELITE = "imitate_best"
+
+
+# From indices of a label and a cell to the best texts that were kept of them.
+Best = Callable[[int, int], Sequence[Example]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +68,13 @@ class PromptFormat(abc.ABC):
 
     @abc.abstractmethod
     def prompt(
-        self, brief: Brief, strategy: int, label: str, own: Sequence[str], others: Sequence[str]
+        self,
+        brief: Brief,
+        strategy: int,
+        label: str,
+        own: Sequence[str],
+        others: Sequence[str],
+        wanted: Sequence[str] = (),
     ) -> tuple[list[int], list[bool]]:
         """One prompt.
 
@@ -72,6 +87,7 @@ class PromptFormat(abc.ABC):
           label: that is asked for.
           own: example texts of the label; the first are the sources of a strategy that has them.
           others: example texts of other labels.
+          wanted: values of attributes that are asked for, such as "length: short".
 
         Returns:
           At most `prompt_length` token ids, and for each text of `own` and then of `others` whether it is in.
@@ -122,18 +138,38 @@ class Rendered:
 
 
 def render(
-    form: PromptFormat, task: Task, label: np.ndarray, strategy: np.ndarray, rng: np.random.Generator
+    form: PromptFormat,
+    task: Task,
+    label: np.ndarray,
+    strategy: np.ndarray,
+    rng: np.random.Generator,
+    cell: np.ndarray | None = None,
+    best: Best = lambda label, cell: (),
 ) -> Rendered:
-    """Prompts for the given labels [B] and strategies [B]; the examples shown are drawn afresh for each."""
+    """Prompts for the given labels [B] and strategies [B]; the examples shown are drawn afresh for each.
+
+    Args:
+      form, task: how is asked, and for what.
+      label, strategy: [B] int.
+      rng: draws the examples.
+      cell: [B] int, indices into `task.cells`; None asks for no attributes.
+      best: the best kept texts of a label and cell, for the strategy that shows them.
+    """
     examples = [task.examples_of(name) for name in task.labels]
     rows, shown, dropped = [], [], 0
-    for k, s in zip(label, strategy, strict=True):
+    cell = np.zeros(len(label), np.int32) if cell is None else cell
+    for k, s, c in zip(label, strategy, cell, strict=True):
         own_count, other_count = SHOWN[STRATEGIES[s]]
-        own = [examples[k][i] for i in rng.permutation(len(examples[k]))[:own_count]]
+        pool = [examples[k][i] for i in rng.permutation(len(examples[k]))]
+        if STRATEGIES[s] == ELITE:
+            kept = best(int(k), int(c))
+            pool = [*(kept[i] for i in rng.permutation(len(kept))), *pool]
+        own = pool[:own_count]
         others = [example for j, those in enumerate(examples) if j != k for example in those]
         others = [others[i] for i in rng.permutation(len(others))[:other_count]]
         texts = ([example.text for example in those] for those in (own, others))
-        ids, fits = form.prompt(task.brief, int(s), task.labels[k], *texts)
+        wanted = phrases(task.attributes, task.cells[c]) if task.attributes else ()
+        ids, fits = form.prompt(task.brief, int(s), task.labels[k], *texts, wanted)
         rows.append(ids)
         shown.append(tuple(example.id for example, fit in zip((*own, *others), fits, strict=True) if fit))
         dropped += fits.count(False)

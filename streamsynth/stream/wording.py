@@ -23,6 +23,7 @@ class Order:
 
     names: of the fields, as the answer has them.   label: in plain words; unused where kind is "qa".
     others: texts of other labels.   own: texts of the label.   sources: more of them, to start from.
+    wanted: values of attributes, such as "length: short".
     """
 
     description: str
@@ -33,6 +34,7 @@ class Order:
     others: tuple[str, ...]
     own: tuple[str, ...]
     sources: tuple[str, ...]
+    wanted: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,13 @@ class WordedFormat(PromptFormat):
         """The text of a completion up to its end."""
 
     def prompt(
-        self, brief: Brief, strategy: int, label: str, own: Sequence[str], others: Sequence[str]
+        self,
+        brief: Brief,
+        strategy: int,
+        label: str,
+        own: Sequence[str],
+        others: Sequence[str],
+        wanted: Sequence[str] = (),
     ) -> tuple[list[int], list[bool]]:
         """As in `PromptFormat.prompt`; questions have no label, and none are shown as those of another.
 
@@ -82,7 +90,7 @@ class WordedFormat(PromptFormat):
 
         def render() -> list[int]:
             mine, theirs = ([texts[i] for i in kept if (i < len(own)) == is_own] for is_own in (True, False))
-            return self.render(_order(brief, STRATEGIES[strategy], label, mine, theirs))
+            return self.render(_order(brief, STRATEGIES[strategy], label, mine, theirs, wanted))
 
         ids = render()
         if len(ids) > self.prompt_length:
@@ -142,13 +150,24 @@ class WordedFormat(PromptFormat):
         return [self.tokenizer.eos if self.tokenizer.bos is None else self.tokenizer.bos]
 
 
+def effective(order: Order) -> str:
+    """The strategy that what is shown allows: with too few sources or examples it is another one."""
+    if order.strategy in SOURCES and len(order.sources) < SOURCES[order.strategy]:
+        return "vary_one" if order.sources else "label_only"
+    if order.strategy in ("imitate", "imitate_best", "contrast") and not order.own:
+        return "label_only"
+    return order.strategy
+
+
 def sentence(text: str) -> str:
     """On one line, with a full stop where it ends with nothing of that kind."""
     text = " ".join(text.split())
     return text if text.endswith((".", "!", "?", ":")) or not text else f"{text}."
 
 
-def _order(brief: Brief, strategy: str, label: str, own: list[str], others: list[str]) -> Order:
+def _order(
+    brief: Brief, strategy: str, label: str, own: list[str], others: list[str], wanted: Sequence[str]
+) -> Order:
     """What stands next to the answer comes first in `own` and `others`, and last in the order."""
     # Where not all of its sources fit, a strategy makes do with the ones that do.
     count = SOURCES.get(strategy, 0)
@@ -161,6 +180,7 @@ def _order(brief: Brief, strategy: str, label: str, own: list[str], others: list
         others=tuple(others[::-1]),
         own=tuple(own[count:][::-1]),
         sources=tuple(own[:count][::-1]),
+        wanted=tuple(" ".join(phrase.split()) for phrase in wanted),
     )
 
 

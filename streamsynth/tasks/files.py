@@ -2,7 +2,7 @@
 
 Only train is required. The text stands in the column "text", or in one or two columns that task.json names as
 "fields", or in the only one or two columns beside "label". task.json may hold "name", "kind", "description",
-"labels" and "fields"; its other keys are left alone.
+"labels", "fields" and "attributes" (see `attributes`); its other keys are left alone.
 
 Of the kind "qa" (or "math", which means the same here) are questions in the column "question" and their
 answers in "answer"; without a column "label" such a set needs no task.json. Other columns are left alone.
@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from streamsynth.errors import UserError
+from streamsynth.tasks import attributes as attributes_lib
 from streamsynth.tasks import question_answer, splits, verifiers
+from streamsynth.tasks.attributes import Attribute
 from streamsynth.tasks.records import PROVENANCE_COLUMNS, BadRecord, BadRows, examples_from
 from streamsynth.tasks.task import QUESTION, Example, Task
 
@@ -41,6 +43,7 @@ class _Card:
     description: str | None = None
     labels: tuple[str, ...] | None = None
     fields: tuple[str, ...] | None = None
+    attributes: tuple[Attribute, ...] = ()
 
 
 def load_task(
@@ -124,6 +127,7 @@ def load_task(
         seed=seed,
         skipped_rows=bad_rows.count,
     )
+    task = dataclasses.replace(task, attributes=card.attributes)
     if kind == "qa":
         task = question_answer.with_normalised_answers(task)
     return task if verifier is None else verifiers.with_verifier(task, verifier)
@@ -173,7 +177,8 @@ def _read_card(folder: Path) -> _Card:
     if lists["fields"] is not None and len(lists["fields"]) > 2:
         raise UserError(f"the key 'fields' of {path} must name one or two columns, the text of a row")
     known = {key: content[key] for key in ("name", "description") if key in content}
-    return _Card(**known, kind=kind and KINDS[kind], **lists)
+    attributes = attributes_lib.read(content.get("attributes") or {}, str(path))
+    return _Card(**known, kind=kind and KINDS[kind], attributes=attributes, **lists)
 
 
 def _find_kind(path: Path) -> str:

@@ -50,8 +50,12 @@ class Source:
 def _worlds(request: Request) -> Task:
     from streamsynth.tasks import worlds
 
+    attributes = request.options.get("attributes")
+    if attributes not in (None, "length"):
+        raise UserError(f"the option attributes={attributes} of a world must be length")
     return worlds.load_task(
         request.location,
+        attributes=attributes is not None,
         examples_per_label=request.examples_per_label,
         seed=request.seed,
         difficulty=request.difficulty or worlds.Difficulty(),
@@ -87,7 +91,7 @@ def _tfds(request: Request) -> Task:
 
 
 SOURCES: dict[str, Source] = {
-    "worlds": Source(_worlds, (), "worlds:NAME"),
+    "worlds": Source(_worlds, ("attributes",), "worlds:NAME"),
     "files": Source(_files, ("name", "commonest", "test", "verifier"), "files:DIR"),
     "tfds": Source(
         _tfds,
@@ -115,6 +119,7 @@ def load(
         measures on the validation split (for choosing settings, so that the test set stays unseen). Of files
         besides: `verifier=package.module:function`, a test of the user's own for what is valid. Of tfds
         besides: `text` (one feature, or two with a comma), `label`, or `question` and `answer`; `data_dir`.
+        Of worlds: `attributes=length`, which asks for short and for long texts alike.
       examples_per_label: k, the label budget per label.
       seed: the same spec and seed give the same task, in every process.
       train_limit: at most so many training rows; the examples stay among them.

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+
+from streamsynth.tasks.attributes import Attribute, Cell, cells
 
 # Between the fields of a two-field text (premise and hypothesis) wherever it travels as one string.
 # It is one piece of the policy's vocabulary.
@@ -49,6 +52,7 @@ class Task:
       fields: names of the fields, `("text",)` or for instance `("premise", "hypothesis")`.
       kind: "classification"; or "qa", whose fields are a question and its answer, and whose one label,
         `QUESTION`, stands for all of them (K = 1).
+      attributes: in which ways its texts differ beside their label; empty where nothing is said of it.
       verifier: test of a text against a label where one exists (embedded worlds, or the user's own), else
         None.
       skipped_rows: malformed rows that were left out under `on_bad_row="skip"`.
@@ -62,8 +66,14 @@ class Task:
     test: tuple[Example, ...]
     fields: tuple[str, ...] = ("text",)
     kind: str = "classification"
+    attributes: tuple[Attribute, ...] = ()
     verifier: Callable[[str, str], bool] | None = None
     skipped_rows: int = 0
+
+    @functools.cached_property
+    def cells(self) -> tuple[Cell, ...]:
+        """The combinations of the attributes' values: C of them, one empty one without attributes."""
+        return cells(self.attributes)
 
     @property
     def brief(self) -> Brief:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 
 from streamsynth.errors import UserError
+from streamsynth.tasks.attributes import Attribute, by_length
 from streamsynth.tasks.task import Example, Task
 from streamsynth.tasks.worlds.drawing import (
     DOMAINS,
@@ -102,15 +103,22 @@ def load_task(
     train_per_label: int = 200,
     test_per_label: int = 100,
     difficulty: Difficulty = DEFAULT_DIFFICULTY,
+    attributes: bool = False,
 ) -> Task:
-    """A stream or tuning world as a task: see `world_task`. UserError for an unknown name."""
-    return world_task(
-        stream_world(name, difficulty),
+    """A stream or tuning world as a task: see `world_task`, and `length_of` for its attributes if wanted.
+
+    Raises:
+      UserError: the name is unknown.
+    """
+    world = stream_world(name, difficulty)
+    task = world_task(
+        world,
         examples_per_label=examples_per_label,
         seed=seed,
         train_per_label=train_per_label,
         test_per_label=test_per_label,
     )
+    return dataclasses.replace(task, attributes=(length_of(world),)) if attributes else task
 
 
 def world_task(
@@ -152,6 +160,11 @@ def world_task(
         verifier=world.verify,
         **{split: tuple(found) for split, found in splits.items()},
     )
+
+
+def length_of(world: World) -> Attribute:
+    """The attribute "length" of a world's texts: whether they have more words than half of its frames."""
+    return by_length([" ".join(frame.tokens) for label in world.labels for frame in label.frames])
 
 
 def corpus(seed: int, count: int, difficulty: Difficulty = DEFAULT_DIFFICULTY) -> list[str]:
