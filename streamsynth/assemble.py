@@ -17,8 +17,10 @@ from streamsynth import pretrain, validate
 from streamsynth.errors import UserError
 from streamsynth.feedback.reward import JudgeContext, Reward, check_judges, make_reward
 from streamsynth.keys import purpose_key
+from streamsynth.learner import rivals
+from streamsynth.learner.choices import resolve
 from streamsynth.learner.collect import Featurizer
-from streamsynth.learner.objective import ObjectiveConfig
+from streamsynth.learner.objective import ObjectiveConfig, objective_config
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_state
 from streamsynth.policy.families import choices, own_config
@@ -58,6 +60,7 @@ class Setting:
     featurize: Featurizer
     optimizer: optax.GradientTransformation
     objective: ObjectiveConfig
+    rivals: rivals.RivalConfig
     scheduler: scheduler.Config
     patterns: patterns.Config
     experience: patterns.State | None
@@ -83,6 +86,7 @@ def check(config: Any) -> None:
     mesh_lib.check_batch(config.rollout.prompts, "rollout.prompts", mesh)
     mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
     check_judges(config.feedback.judges.to_dict())
+    rivals.check(config, resolve(config.objective))
     patterns.Config(**config.patterns.to_dict())
     for name in config.evaluation.strategies:
         if name not in STRATEGIES:
@@ -102,6 +106,11 @@ def check(config: Any) -> None:
         raise UserError(
             f"supervised.held_out = {config.supervised.held_out} leaves none of the "
             f"stream.examples_per_label = {config.stream.examples_per_label} examples to tune to: lower it."
+        )
+    if config.supervised.early_stop and not config.supervised.held_out:
+        raise UserError(
+            f"supervised.early_stop = {config.supervised.early_stop} stops by the loss on held-out examples: "
+            "set supervised.held_out to 1 or more."
         )
     own_config(config.policy, config.policy.vocab_size)
     folder = weights_folder(config)
@@ -262,7 +271,8 @@ def assemble(
             config.learner.steps * len(tasks),
             master=network.lora is None and network.param_dtype != "float32",
         ),
-        objective=ObjectiveConfig(**config.objective.to_dict()),
+        objective=objective_config(config.objective),
+        rivals=rivals.RivalConfig(**config.rivals.to_dict()),
         scheduler=_scheduler(config),
         patterns=patterns.Config(**config.patterns.to_dict()),
         experience=experience,

@@ -97,6 +97,17 @@ def load(flag: str, overrides: Mapping[str, str] | None = None) -> ConfigDict:
     return _resolved(config.to_dict())
 
 
+def base(file: str, name: str, arg: str = "") -> ConfigDict:
+    """The config of another file, for one that changes a few keys of it.
+
+    Args:
+      file: of the config that asks: its `__file__`.
+      name: of the other file, as seen from the folder of the first.
+      arg: the argument, for the other file to read.
+    """
+    return _import_file(str(Path(file).parent / name)).get_config(arg)
+
+
 def to_json(config: ConfigDict) -> str:
     """The config as JSON text: sorted keys, so that equal configs give equal text."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"

@@ -92,13 +92,30 @@ def default_config() -> ConfigDict:
                 batches=4,  # that measure the target; what is kept of them is tuned to
                 archive=0.0,  # how much a kept text counts when fresh ones are credited; 0: the batch alone
             ),
+            phases=dict(  # of a turn
+                initialization=True,  # writing, gating and choosing spread-out texts to tune to
+                tuning=True,  # maximum likelihood on the examples, and on those texts
+                reward=True,  # updates by reward; without them the steps only write and keep
+            ),
             learner=dict(
                 steps=8,  # by reward, a turn
                 kl_reference="turn",  # the policy at the turn's start; or "base"
+                reward="credit",  # ours; or "quality", "shared", "darling", "dqo", "mmr", "release"
+            ),
+            rivals=dict(  # constants of the other rewards: see learner/rivals.py
+                same=0.7,  # cosine of features from which DARLING takes two texts for the same
+                least_distinct=0.1,
+                dqo_alpha=1.0,
+                release_label=0.1,
+                release_attribute=0.1,
+                release_quality=0.5,
+                release_diversity=0.3,
+                release_slope=3.0,
             ),
             objective=dict(
-                clip_low=0.2,
-                clip_high=0.28,
+                name="streamsynth",  # or "rloo", "grpo", "dr_grpo", "dapo": see learner/choices.py
+                clip_low=0.0,  # 0 takes the objective's own, for ours 0.2
+                clip_high=0.0,  # likewise, for ours 0.28
                 kl_weight=0.25,
                 entropy_weight=0.0,
                 replay_weight=0.25,  # replay.share: a replayed sample then counts as much as a fresh one
@@ -114,6 +131,8 @@ def default_config() -> ConfigDict:
                 rows=96,  # a label, the most spread-out of those kept; 0 tunes to the examples alone
                 steps=20,  # a round
                 held_out=0,  # examples a label that are not tuned to but measure the tuning
+                measure_every=5,  # steps, with early_stop
+                early_stop=0,  # measurements without a gain after which a round ends; 0 tunes all its steps
                 samples=4,  # G targets a prompt
                 prompt_weight=0.0,
             ),
@@ -136,8 +155,10 @@ def default_config() -> ConfigDict:
             ),
             patterns=dict(floor=0.25, temperature=0.1, prior=32.0, task_decay=0.9, shared_decay=0.99),
             dataset=dict(
-                per_label=0, near_duplicate=0.8
-            ),  # rows a label in the data set; 0 takes what is balanced
+                per_label=0,  # rows a label in the data set; 0 takes what is balanced
+                select="best",  # which: by quality; or "spread_out", by the log-volume they add
+                near_duplicate=0.8,
+            ),
             evaluation=dict(
                 # What the policy is asked for when it is measured: not by the label's name alone.
                 strategies=("imitate", "vary_one", "combine_two", "contrast"),

@@ -15,6 +15,7 @@ from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.dataset.rows import Row, read_rows
 from streamsynth.errors import UserError
 from streamsynth.evaluation import measure
+from streamsynth.feedback.selection import selection
 from streamsynth.keys import numpy_rng
 from streamsynth.learner.collect import score, write
 from streamsynth.learner.state import RunState
@@ -140,6 +141,7 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
                 read_rows(workdir.kept(task.name)),
                 per_label=config.dataset.per_label or None,
                 threshold=config.dataset.near_duplicate,
+                choose=selection(config),
             )
             first = rows[: config.evaluation.rows_per_label * len(task.labels)]
             if measure.has_student(task):

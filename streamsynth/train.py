@@ -18,6 +18,7 @@ from streamsynth.assemble import Setting
 from streamsynth.dataset.export import export
 from streamsynth.dataset.rows import read_rows
 from streamsynth.evaluation import measure
+from streamsynth.feedback.selection import selection
 from streamsynth.learner.state import RunState, extend
 from streamsynth.policy.store import Policy
 from streamsynth.runtime import mesh as mesh_lib
@@ -154,6 +155,7 @@ def export_task(setting: Setting, workdir: Workdir, index: int) -> dict[str, Any
         workdir.dataset(task.name),
         per_label=config.dataset.per_label or None,
         threshold=config.dataset.near_duplicate,
+        choose=selection(config),
         config_summary={"seed": config.seed, "steps": config.learner.steps, "policy": setting.policy.hash},
     )
 

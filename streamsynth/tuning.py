@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from streamsynth.assemble import Setting
+from streamsynth.assemble import Setting, copy
 from streamsynth.dataset.rows import Row
 from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng
@@ -21,6 +22,10 @@ from streamsynth.tasks.task import Example, Task
 def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) -> tuple[RunState, list[float]]:
     """Maximum likelihood on the examples and the given rows: each is a target of prompts that show others.
 
+    With `supervised.early_stop` the loss on held-out examples is measured every `supervised.measure_every`
+    steps. After so many measurements without a gain the round ends, and what measured best stays, be it the
+    policy as it was before the round.
+
     Returns the state after it, and the loss on `supervised.held_out` examples a label before and after; none
     where none are held out.
     """
@@ -28,20 +33,23 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
     s = config.supervised
     tuned, held = split_examples(task, s.held_out)
     exam = examination(setting.form, task, tuned, held)
+    examined = bool(exam.mask.any())  # or none is held out, or none fits into a completion
 
-    def measured(params: Any) -> list[float]:
-        if not exam.mask.any():  # none is held out, or none fits into a completion
-            return []
+    def measured(params: Any) -> float:
         t = np.float32(config.rollout.temperature)
         variables, chunk = setting.variables(params), config.objective.chunk
-        return [float(held_out_nll(setting.model, variables, exam, t, chunk=chunk))]
+        return float(held_out_nll(setting.model, variables, exam, t, chunk=chunk))
 
     texts = (*tuned, *rows)
     lessons = [task_lesson(task.brief, label, texts) for label in task.labels]
     params, opt_state = state.params, state.opt_state
-    losses = measured(params)
-    for i in range(s.steps):
-        rng = numpy_rng(config.seed, "supervised", int(state.step), round_, i)
+    before = measured(params) if examined else None
+    stop = None
+    if s.early_stop and examined:
+        stop = EarlyStop(s.early_stop, before, copy(params), copy(opt_state))
+    steps = 0
+    while steps < s.steps and not (stop and stop.over):
+        rng = numpy_rng(config.seed, "supervised", int(state.step), round_, steps)
         drawn = [lessons[k] for k in balanced_labels(config.rollout.prompts, len(lessons), rng)]
         batch = setting.place(lesson_batch(setting.form, drawn, rng, s.samples))
         params, opt_state, _ = supervised_step(
@@ -55,9 +63,44 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
             prompt_weight=s.prompt_weight,
             chunk=config.objective.chunk,
         )
-    version = np.int32(state.policy_version + s.steps)
-    losses += measured(params)
-    return state.replace(params=params, opt_state=opt_state, policy_version=version), losses
+        steps += 1
+        if stop and (steps % s.measure_every == 0 or steps == s.steps):
+            stop = stop.after(steps, measured(params), params, opt_state)
+    if stop:
+        params, opt_state, steps, after = stop.params, stop.opt_state, stop.steps, stop.loss
+    else:
+        after = measured(params) if examined else None
+    version = np.int32(state.policy_version + steps)
+    state = state.replace(params=params, opt_state=opt_state, policy_version=version)
+    return state, [before, after] if examined else []
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStop:
+    """The best of a round of tuning so far, and how long ago it was.
+
+    patience: measurements without a gain after which the round is over.
+    loss: on held-out examples.   params, opt_state: copies, as steps give theirs away. The optimizer's state
+      goes with the parameters: it may hold them itself, in float32.
+    steps: taken until then.   waited: measurements since.
+    """
+
+    patience: int
+    loss: float
+    params: Any
+    opt_state: Any
+    steps: int = 0
+    waited: int = 0
+
+    @property
+    def over(self) -> bool:
+        return self.waited >= self.patience
+
+    def after(self, steps: int, loss: float, params: Any, opt_state: Any) -> EarlyStop:
+        """The best with one more measurement; a loss that is no number is no gain."""
+        if loss < self.loss:
+            return EarlyStop(self.patience, loss, copy(params), copy(opt_state), steps)
+        return dataclasses.replace(self, waited=self.waited + 1)
 
 
 def split_examples(task: Task, held_out: int) -> tuple[tuple[Example, ...], tuple[Example, ...]]:

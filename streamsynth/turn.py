@@ -35,9 +35,9 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
     """The first step of a turn: nothing is learned by reward yet.
 
     The isolated learner forgets everything. Batches of the base policy give the diversity that is to be
-    held. Then, in rounds, the policy writes, and is tuned to the examples and to a spread-out choice of all
-    that was kept: many different texts, each of which the judges accepted, teach a language without
-    narrowing it, which a few examples would. Last, KL's reference is set.
+    held. Then, in rounds, the policy writes (the phase `initialization`), and is tuned (`tuning`) to the
+    examples and to a spread-out choice of all that was kept: many different texts, each of which the judges
+    accepted, teach a language without narrowing it, which a few examples would. Last, KL's reference is set.
 
     Args and returns are as in `learn`.
     """
@@ -74,12 +74,15 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
     target = found + float(np.log(config.balance.factor))
 
     # --- Texts to tune to, and the tuning ---
+    explored = config.supervised.batches if config.phases.initialization else 0
+    chooses = config.phases.initialization and config.supervised.rows
     for round_ in range(config.supervised.rounds):
-        for batch in range(config.supervised.batches):
+        for batch in range(explored):
             written(state.params, int(state.policy_version), "explore", step, round_, batch)
-        chosen = spread_out_rows(setting, turn, rows, features) if config.supervised.rows else []
-        state, losses = tune(setting, state, chosen, round_)
-        held_out += losses
+        if config.phases.tuning:
+            chosen = spread_out_rows(setting, turn, rows, features) if chooses else []
+            state, losses = tune(setting, state, chosen, round_)
+            held_out += losses
     reference = state.params if config.learner.kl_reference == "turn" else setting.initial
     state = state.replace(
         reference=assemble_lib.copy(reference),
@@ -102,6 +105,8 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
 def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
     """One step: write, score, credit, update, remember.
 
+    Without the phase `reward` there is no update: a step then spends its samples on the data set alone.
+
     Args:
       setting: the fixed parts.
       state: before the step.
@@ -121,57 +126,16 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
     written, scored, assessment = sampled.written, sampled.scored, sampled.assessment
 
     # --- Update ---
-    rollouts = written.rollouts
-    temperature = np.float32(config.rollout.temperature)
-    fresh = Fresh(
-        prompts=rollouts.prompts,
-        tokens=rollouts.tokens,
-        mask=rollouts.mask,
-        behaviour=rollouts.logprobs,
-        reference=sequence_logprobs(
-            setting.model,
-            setting.variables(state.reference),
-            rollouts.prompts,
-            rollouts.tokens,
-            rollouts.mask,
-            temperature,
-            chunk=config.objective.chunk,
-        ),
-        advantage=assessment.advantage,
-    )
-    replayed = None
-    if setting.scheduler.max_replayed:  # in the first turn a batch of none: one program serves all turns
-        replayed, state = replayed_batch(
-            state,
-            plan.replay_counts,
-            setting.scheduler.max_replayed,
-            purpose_key(seed, "replay", step),
-            elite=config.replay.elite,
-            decay=config.replay.baseline_decay,
-            neutral=config.balance.neutral,
-        )
-    params, opt_state, metrics = update(
-        setting.model,
-        setting.optimizer,
-        setting.objective,
-        state.params,
-        setting.frozen,
-        state.opt_state,
-        fresh,
-        replayed,
-        temperature,
-    )
+    version, metrics = int(state.policy_version), {}
+    if config.phases.reward:
+        state, metrics = _updated(setting, state, sampled, plan)
 
     # --- Remember ---
-    version = int(state.policy_version)
     state, keep = _remembered(setting, state, sampled, kept, version, "reservoir", step)
     scores, quality = scored.scores, np.asarray(scored.scores.quality)
     state = state.replace(
-        params=params,
-        opt_state=opt_state,
         scheduler=scheduler.record(scheduled, turn, float(quality.mean()), setting.scheduler),
         balance=assessment.balance,
-        policy_version=np.int32(version + 1),
         turn_step=np.int32(state.turn_step + 1),
         step=np.int32(step + 1),
     )
@@ -252,8 +216,61 @@ def _sampled(
         weighted=b.weighted,
         neutral=b.neutral,
         remembered=b.archive,
+        reward=config.learner.reward,
+        choices=setting.objective.choices,
+        constants=setting.rivals,
     )
     return _Sampled(written, scored, assessment)
+
+
+def _updated(
+    setting: Setting, state: RunState, sampled: _Sampled, plan: scheduler.Plan
+) -> tuple[RunState, dict[str, Any]]:
+    """The state after an update on a batch and on what `plan` replays, and the update's figures."""
+    config = setting.config
+    rollouts, assessment = sampled.written.rollouts, sampled.assessment
+    temperature = np.float32(config.rollout.temperature)
+    fresh = Fresh(
+        prompts=rollouts.prompts,
+        tokens=rollouts.tokens,
+        mask=rollouts.mask & assessment.counted[:, None],
+        behaviour=rollouts.logprobs,
+        reference=sequence_logprobs(
+            setting.model,
+            setting.variables(state.reference),
+            rollouts.prompts,
+            rollouts.tokens,
+            rollouts.mask,
+            temperature,
+            chunk=config.objective.chunk,
+        ),
+        advantage=assessment.advantage,
+    )
+    replayed = None
+    if setting.scheduler.max_replayed:  # in the first turn a batch of none: one program serves all turns
+        replayed, state = replayed_batch(
+            state,
+            plan.replay_counts,
+            setting.scheduler.max_replayed,
+            purpose_key(config.seed, "replay", int(state.step)),
+            elite=config.replay.elite,
+            decay=config.replay.baseline_decay,
+            neutral=config.balance.neutral,
+            diverse=config.learner.reward == "credit",
+        )
+    params, opt_state, metrics = update(
+        setting.model,
+        setting.optimizer,
+        setting.objective,
+        state.params,
+        setting.frozen,
+        state.opt_state,
+        fresh,
+        replayed,
+        temperature,
+    )
+    version = np.int32(state.policy_version + 1)
+    return state.replace(params=params, opt_state=opt_state, policy_version=version), metrics
 
 
 def _remembered(

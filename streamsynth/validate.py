@@ -30,6 +30,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "patterns.task_decay",
         "replay.baseline_decay",
         "replay.elite",
+        "rivals.least_distinct",
+        "rivals.same",
     ),
     (0, _INFINITY): (
         "balance.alpha",
@@ -58,9 +60,12 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.prompt_weight",
         "pretrain.steps",
         "replay.share",
+        "rivals.dqo_alpha",
+        "rivals.release_*",
         "stream.test_limit",
         "stream.train_limit",
         "supervised.batches",
+        "supervised.early_stop",
         "supervised.held_out",
         "supervised.prompt_weight",
         "supervised.rounds",
@@ -98,6 +103,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "scheduler.ramp",
         "scheduler.staleness",
         "stream.examples_per_label",
+        "supervised.measure_every",
         "supervised.samples",
     ),
     (2, _INFINITY): (
@@ -144,6 +150,7 @@ _BELOW_ONE = (
 _CHOICES = {
     "stream.experience": ("sequential", "isolated"),
     "stream.on_bad_row": ("error", "skip"),
+    "dataset.select": ("best", "spread_out"),
     "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
     "feedback.features": ("ngrams", "hidden"),

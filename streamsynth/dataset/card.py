@@ -79,13 +79,16 @@ def _steps(task: Task, summary: Mapping[str, Any]) -> str:
         compared, fewer, order = "question", "for the number that was asked for", ""
     else:
         compared, fewer, order = "text", "to leave as many rows of each label", " and with the labels in turn"
+    best = summary["chosen_by"] == "quality"
+    stayed = "the best ones stayed" if best else "the most different ones stayed"
+    written = "by falling quality" if best else "each the most different from those before it"
     steps = (
         f"took {summary['kept']} kept rows,",
         f"dropped {summary['test_overlap']} whose {compared} is also in the real test set,",
         f"dropped {summary['near_duplicates']} near-duplicates of better rows (a Jaccard similarity of word "
         f"bigrams of {summary['threshold']} or more),",
-        f"dropped {summary['unbalanced']} {fewer}, the best ones stayed,",
-        f"and wrote {summary['rows']} rows, by falling quality{order}.",
+        f"dropped {summary['unbalanced']} {fewer}, {stayed},",
+        f"and wrote {summary['rows']} rows, {written}{order}.",
     )
     return "\n".join(f"- {step}" for step in steps)
 

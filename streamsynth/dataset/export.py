@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from streamsynth.dataset import card
-from streamsynth.dataset.balance import balanced, best_first
+from streamsynth.dataset.balance import Select, balanced, best, best_first
 from streamsynth.dataset.formats import write_dataset
 from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.dataset.rows import Row
@@ -19,7 +19,12 @@ from streamsynth.tasks.task import Task
 
 
 def select(
-    task: Task, rows: Sequence[Row], *, per_label: int | None = None, threshold: float = 0.8
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    per_label: int | None = None,
+    threshold: float = 0.8,
+    choose: Select = best,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Drops test texts and near-duplicates, and balances the labels.
 
@@ -32,11 +37,13 @@ def select(
       rows: the kept rows, in the order in which they were written.
       per_label: at most so many rows a label; None takes as many as the scarcest label has.
       threshold: word-bigram Jaccard similarity from which two texts are near-duplicates.
+      choose: which rows of a label are taken, where there are more than are wanted.
 
     Returns:
       The rows as they are written, and a summary that fits into JSON: "kept" (rows given), "test_overlap",
       "near_duplicates" and "unbalanced" (rows dropped by each), "rows" (left), "per_label" (left by label),
-      "missing_labels", "threshold" and "mean_quality" (None without rows).
+      "missing_labels", "threshold", "chosen_by" ("quality" or "log-volume") and "mean_quality" (None without
+      rows).
     """
     test_texts = {normalise(task.identity(example.text)) for example in task.test}
     own = [row for row in rows if normalise(task.identity(row.text)) not in test_texts]
@@ -47,7 +54,7 @@ def select(
         if not index.seen(identity):
             index.add(identity)
             different.append(row)
-    chosen = balanced(different, per_label)
+    chosen = balanced(different, per_label, choose)
     counts = Counter(row.label for row in chosen)
     summary = {
         "kept": len(rows),
@@ -58,6 +65,7 @@ def select(
         "per_label": {label: counts[label] for label in task.labels},
         "missing_labels": [label for label in task.labels if not counts[label]],
         "threshold": threshold,
+        "chosen_by": "quality" if choose is best else "log-volume",
         "mean_quality": sum(row.quality for row in chosen) / len(chosen) if chosen else None,
     }
     return chosen, summary
@@ -70,19 +78,20 @@ def export(
     *,
     per_label: int | None = None,
     threshold: float = 0.8,
+    choose: Select = best,
     config_summary: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Writes the data set of a task: train.jsonl, task.json and README.md.
 
     Args:
-      task, rows, per_label, threshold: as in `select`.
+      task, rows, per_label, threshold, choose: as in `select`.
       directory: the folder to write into; what it holds under these names is replaced.
       config_summary: what the card tells of the config, by key.
 
     Returns:
       The summary of `select`.
     """
-    chosen, summary = select(task, rows, per_label=per_label, threshold=threshold)
+    chosen, summary = select(task, rows, per_label=per_label, threshold=threshold, choose=choose)
     write_dataset(directory, chosen, task)
     atomic_write(Path(directory) / "README.md", card.render(task, chosen, summary, config_summary))
     return summary

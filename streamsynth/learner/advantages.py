@@ -8,7 +8,8 @@ its *lagged* running deviation, one number from earlier batches, and weighed:
     A_i = (q_i - mean of the group's other q) / sigma_q
           + w_u * (u_i - b_u) / sigma_u + alpha * (credit_i - b_i) / sigma_c
 
-A group whose qualities are all equal has no quality advantage and keeps the other parts.
+A group whose qualities are all equal has no quality advantage and keeps the other parts. Other objectives
+centre and scale otherwise: see `learner.choices`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ import jax.numpy as jnp
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
 
+# Added to a group's deviation, as in TRL's grpo_trainer: a group that hardly varies is not blown up.
+GROUP_EPSILON = 1e-4
+# Rewards of a group that lie closer together than this are all equal.
+SAME_REWARD = 1e-6
+
 
 @flax.struct.dataclass
 class Spread:
@@ -29,9 +35,11 @@ class Spread:
 
     mean_square: for each part, [] float32, a running mean of the part's mean square; 0 until the part has
       been nonzero for the first time.
+    level: for each part that a whole batch shares, [] float32, a running mean of it; 0 until then likewise.
     """
 
     mean_square: dict[str, Array]
+    level: dict[str, Array] = flax.struct.field(default_factory=dict)
 
 
 @flax.struct.dataclass
@@ -42,7 +50,7 @@ class Advantages:
     raw: each part as it came, [N].
     normalized: each part over its sigma, [N]; 0 while the sigma is not known.
     weighted: each part as it stands in the sum, [N].
-    sigma: each part's divisor, [].
+    sigma: each part's divisor, []; [N] where it is the group's.
     """
 
     total: Array
@@ -69,9 +77,39 @@ def leave_one_out(quality: Array) -> jax.Array:
     return jnp.sum(quality[..., :, None] - quality[..., None, :], axis=-1) / (group - 1)
 
 
+def centred(part: Array, samples: int, centre: str) -> jax.Array:
+    """A part of the reward, [N], less the mean of the "others" of its group of G, or of the whole "group"."""
+    groups = part.reshape(-1, samples)
+    if centre == "others":
+        return leave_one_out(groups).reshape(-1)
+    return (groups - groups.mean(-1, keepdims=True)).reshape(-1)
+
+
+def dead(reward: Array, samples: int) -> jax.Array:
+    """[N] bool: samples of groups whose rewards, [N], are all equal."""
+    groups = reward.reshape(-1, samples)
+    return jnp.repeat(groups.max(-1) - groups.min(-1) <= SAME_REWARD, samples)
+
+
 def initial_spread(names: tuple[str, ...] = ("quality", "utility", "diversity")) -> Spread:
     """Nothing known of any part."""
-    return Spread(mean_square={name: jnp.zeros((), jnp.float32) for name in names})
+    unknown = {name: jnp.zeros((), jnp.float32) for name in names}
+    return Spread(mean_square=unknown, level=unknown)
+
+
+def from_level(spread: Spread, name: str, part: Array) -> jax.Array:
+    """A part that the whole batch shares, [N], less its running mean over earlier batches; 0 in the first."""
+    level = spread.level[name]
+    return jnp.where(level != 0.0, part - level, 0.0)
+
+
+def update_level(spread: Spread, parts: Mapping[str, Array], decay: float = 0.95) -> Spread:
+    """The spread with the running means of shared parts, [N] each, after a batch."""
+    level = dict(spread.level)
+    for name, part in parts.items():
+        old, new = level[name], part.mean()
+        level[name] = jnp.where(old != 0.0, decay * old + (1.0 - decay) * new, new)
+    return spread.replace(level=level)
 
 
 def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.95) -> Spread:
@@ -90,7 +128,7 @@ def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.9
         old, new = mean_square[name], jnp.mean(jnp.square(part))
         moved = jnp.where(old > 0.0, decay * old + (1.0 - decay) * new, new)
         mean_square[name] = jnp.where(jnp.isfinite(new), moved, old)
-    return Spread(mean_square=mean_square)
+    return spread.replace(mean_square=mean_square)
 
 
 def combine(
@@ -98,10 +136,13 @@ def combine(
     weights: Mapping[str, Array | float],
     spread: Spread,
     floors: Mapping[str, float],
+    *,
+    scale: str = "lagged",
+    samples: int = 2,
 ) -> Advantages:
     """The weighed sum of normalised parts.
 
-    A part whose sigma is not known yet counts for nothing: its first batch only tells how large it is.
+    A part whose lagged sigma is not known yet counts for nothing: its first batch only tells how large it is.
 
     Args:
       parts: centred parts by name, [N] each: `leave_one_out` quality, credit minus baseline, and so on.
@@ -109,12 +150,21 @@ def combine(
       spread: from before this batch.
       floors: the least sigma of each part, in the part's own unit, above 0; it keeps noise from being blown
         up once a part has almost stopped to vary.
+      scale: what divides: each part's "lagged" sigma; the deviation of the sum in the "group", one for all
+        parts; or "none".
+      samples: G, for the group's.
     """
-    sigma = {name: jnp.maximum(jnp.sqrt(spread.mean_square[name]), floors[name]) for name in parts}
-    normalized = {
-        name: jnp.where(spread.mean_square[name] > 0.0, part / sigma[name], 0.0)
-        for name, part in parts.items()
-    }
+    if scale == "lagged":
+        known = {name: spread.mean_square[name] > 0.0 for name in parts}
+        sigma = {name: jnp.maximum(jnp.sqrt(spread.mean_square[name]), floors[name]) for name in parts}
+    else:
+        known = dict.fromkeys(parts, True)
+        sigma = dict.fromkeys(parts, jnp.float32(1.0))
+    if scale == "group":
+        total = sum(weights[name] * part for name, part in parts.items())
+        deviation = jnp.std(total.reshape(-1, samples), axis=-1, ddof=1) + GROUP_EPSILON
+        sigma = dict.fromkeys(parts, jnp.repeat(deviation, samples))
+    normalized = {name: jnp.where(known[name], part / sigma[name], 0.0) for name, part in parts.items()}
     weighted = {name: weights[name] * part for name, part in normalized.items()}
     return Advantages(
         total=sum(weighted.values()), raw=dict(parts), normalized=normalized, weighted=weighted, sigma=sigma

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from streamsynth.learner.choices import OBJECTIVES, Choices, resolve
 from streamsynth.policy.logprobs import group_logprobs
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
@@ -20,7 +21,7 @@ from streamsynth.stream.replay import drift_mask, effective_sample_size, sequenc
 class ObjectiveConfig:
     """Constants of the objective.
 
-    clip_low, clip_high: the token-level trust region [1 - low, 1 + high] (DAPO, arXiv 2503.14476).
+    choices: what makes the objective, its token-level trust region among them.
     kl_weight: of KL(policy || reference).   entropy_weight: of the mean token entropy.
     replay_weight: of the replayed samples.  replay_cap: C, where sequence weights are truncated.
     drift_limit: nats beyond which a replayed sample with a negative advantage is dropped.
@@ -28,8 +29,7 @@ class ObjectiveConfig:
     chunk: positions whose logits exist at one time.
     """
 
-    clip_low: float = 0.2
-    clip_high: float = 0.28
+    choices: Choices = OBJECTIVES["streamsynth"]
     kl_weight: float = 0.05
     entropy_weight: float = 0.0
     replay_weight: float = 1.0
@@ -37,6 +37,12 @@ class ObjectiveConfig:
     drift_limit: float = 2.0
     cloning_weight: float = 0.0
     chunk: int = 1024
+
+
+def objective_config(group: Any) -> ObjectiveConfig:
+    """From the config group `objective`. Raises UserError for an unknown name."""
+    fields = {field.name for field in dataclasses.fields(ObjectiveConfig)} - {"choices"}
+    return ObjectiveConfig(choices=resolve(group), **{name: group[name] for name in fields})
 
 
 @flax.struct.dataclass
@@ -77,25 +83,25 @@ def fresh_loss(
 ) -> tuple[Array, dict[str, Array]]:
     """The clipped surrogate (PPO, arXiv 1707.06347, eq. 7, per token) plus KL to the reference.
 
-    The normaliser is the constant N * T, so that a long text counts for each of its tokens what a short
-    one does (Dr. GRPO, arXiv 2503.20783). The KL that is logged is k3, unbiased and positive; what is
-    differentiated is k2, whose gradient on-policy is that of KL(policy || reference), while k3's is not
-    (Schulman, "Approximating KL divergence", 2020).
+    Our normaliser is the constant N * T, so that a long text counts for each of its tokens what a short
+    one does (Dr. GRPO, arXiv 2503.20783); others are in `learner.choices`. The KL that is logged is k3,
+    unbiased and positive; what is differentiated is k2, whose gradient on-policy is that of KL(policy ||
+    reference), while k3's is not (Schulman, "Approximating KL divergence", 2020).
     """
     statistics = group_logprobs(
         model, variables, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk
     )
     mask = batch.mask.astype(jnp.float32)
-    norm = mask.size
     count = jnp.maximum(mask.sum(), 1.0)
+    normaliser, low, high = c.choices.normaliser, c.choices.clip_low, c.choices.clip_high
     ratio = jnp.exp(jnp.where(batch.mask, statistics.logprobs - batch.behaviour, 0.0))
     advantage = batch.advantage[:, None]
-    clipped = jnp.clip(ratio, 1.0 - c.clip_low, 1.0 + c.clip_high)
+    clipped = jnp.clip(ratio, 1.0 - low, 1.0 + high)
     surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
-    policy = -(surrogate * mask).sum() / norm
+    policy = -token_mean(surrogate, mask, normaliser)
     gap = jnp.where(batch.mask, statistics.logprobs - batch.reference, 0.0)
-    k2 = 0.5 * (gap**2 * mask).sum() / norm
-    entropy = statistics.entropy.sum() / norm
+    k2 = 0.5 * token_mean(gap**2, mask, normaliser)
+    entropy = token_mean(statistics.entropy, mask, normaliser)
     loss = policy + c.kl_weight * k2 - c.entropy_weight * entropy
     return loss, {
         "loss/policy": policy,
@@ -104,6 +110,16 @@ def fresh_loss(
         "entropy": statistics.entropy.sum() / count,
         "clip_share": ((surrogate < ratio * advantage) * mask).sum() / count,
     }
+
+
+def token_mean(values: Array, mask: Array, normaliser: str) -> Array:
+    """The sum of [N, T] values where `mask`, in {0, 1}, is 1, over a normaliser that `Choices` names."""
+    if normaliser == "sequence":
+        length = mask.sum(-1)
+        own = (values * mask).sum(-1) / jnp.maximum(length, 1.0)
+        return own.sum() / jnp.maximum((length > 0).sum(), 1)
+    norm = {"constant": mask.size, "tokens": jnp.maximum(mask.sum(), 1.0)}[normaliser]
+    return (values * mask).sum() / norm
 
 
 def replayed_loss(

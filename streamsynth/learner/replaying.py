@@ -51,6 +51,7 @@ def replayed_batch(
     elite: float,
     decay: float,
     neutral: bool,
+    diverse: bool = True,
 ) -> tuple[Replayed, RunState]:
     """`counts[j]` samples of each past task j, ready to learn from, and the state with moved baselines.
 
@@ -67,6 +68,7 @@ def replayed_batch(
       decay: of the running means.
       neutral: whether novelty is credit beyond what the sample's weight is usually worth, as for fresh
         samples, or credit beyond what credit usually is.
+      diverse: whether diversity is paid at all.
     """
     past = [j for j in range(len(counts)) if counts[j]] or [0]
     draw = replay.sample_tasks(
@@ -93,7 +95,7 @@ def replayed_batch(
     if neutral:
         usual = s.weight * usual / jnp.maximum(baseline["weight"], FLOORS["quality"])
     novelty = credit - usual
-    share = state.balance.alpha / (1.0 + state.balance.alpha)
+    share = state.balance.alpha / (1.0 + state.balance.alpha) if diverse else 0.0
     advantage = (1.0 - share) * (s.quality - baseline["quality"]) / _sigma(state, "quality")
     advantage += share * novelty / _sigma(state, "diversity")
     batch = Replayed(

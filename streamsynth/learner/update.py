@@ -12,27 +12,32 @@ import optax
 
 from streamsynth.feedback import diversity
 from streamsynth.feedback.diversity import Archive
-from streamsynth.learner import advantages
-from streamsynth.learner.advantages import Spread
+from streamsynth.learner import advantages, rivals
+from streamsynth.learner.advantages import Advantages, Spread
 from streamsynth.learner.balance import Balance, dual_ascent
+from streamsynth.learner.choices import OBJECTIVES, Choices
 from streamsynth.learner.objective import Fresh, ObjectiveConfig, Replayed, gradients
+from streamsynth.learner.rivals import REWARDS, Paid, RivalConfig
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Scores
 
-PARTS = ("quality", "diversity")
+# Of all rewards; one that is not to be taken apart is "reward".
+PARTS = ("quality", "diversity", "reward")
 # No part is divided by less than this, in its own unit.
-FLOORS = {"quality": 0.05, "diversity": 0.01}
+FLOORS = {"quality": 0.05, "diversity": 0.01, "reward": 0.05}
 
 
 @flax.struct.dataclass
 class Assessment:
     """What a batch of samples is worth to the learner.
 
-    advantage: [N].   weight: [N], r(q).   credit: [N].   metrics: scalars, every part by name.
+    advantage: [N].   counted: [N] bool, whether a sample is learned from.
+    weight: [N], r(q).   credit: [N].   metrics: scalars, every part by name.
     spread, balance: the running statistics after the batch.
     """
 
     advantage: Array
+    counted: Array
     weight: Array
     credit: Array
     metrics: dict[str, Array]
@@ -42,7 +47,19 @@ class Assessment:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted", "neutral", "remembered"),
+    static_argnames=(
+        "samples",
+        "floor",
+        "power",
+        "eta",
+        "alpha_max",
+        "weighted",
+        "neutral",
+        "remembered",
+        "reward",
+        "choices",
+        "constants",
+    ),
 )
 def assess(
     archive: Archive,
@@ -59,8 +76,13 @@ def assess(
     weighted: bool,
     neutral: bool,
     remembered: float,
+    reward: str = "credit",
+    choices: Choices = OBJECTIVES["streamsynth"],
+    constants: RivalConfig = RivalConfig(),  # noqa: B008, frozen
 ) -> Assessment:
-    """Advantages of fresh samples: quality against its group, diversity credit against its baseline.
+    """Advantages of fresh samples: what the reward pays them, compared and scaled as the objective says.
+
+    Diversity, its credit and alpha are measured alike, whatever is paid.
 
     Args:
       archive: of the task, from before this batch.
@@ -74,44 +96,77 @@ def assess(
         the gates alike.
       neutral: whether diversity is paid by `neutral_credit`, or by credit less its baseline.
       remembered: in [0, 1], how much the archive counts; with 0 a sample is new if it is new in its batch.
+      reward: a name in `rivals.REWARDS`.
+      choices: of the objective.
+      constants: of the rivals.
     """
     archive = diversity.decay(archive, remembered)
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
-    if neutral:
-        credit, novelty = diversity.neutral_credit(archive, e, label)
-    else:
-        credit, baseline = diversity.credit(archive, e, label)
-        novelty = credit - baseline
-    num_labels = archive.matrix.shape[0]
+    credit, novelty = _novelty(archive, e, label, neutral)
+    value = diversity.value(archive, e, label).sum()
     counted = weight if weighted else scores.gate
-    d, valid = diversity.statistic(scores.features, counted, label, num_labels)
-    parts = {
-        "quality": advantages.leave_one_out(scores.quality.reshape(-1, samples)).reshape(-1),
-        "diversity": novelty,
-    }
-    # A mean, not a sum: what binds must hold quality back, or the policy outruns it.
-    share = balance.alpha / (1.0 + balance.alpha)
-    combined = advantages.combine(parts, {"quality": 1.0 - share, "diversity": share}, spread, FLOORS)
+    d, valid = diversity.statistic(scores.features, counted, label, archive.matrix.shape[0])
+    batch = rivals.Batch(
+        quality=scores.quality,
+        gate=scores.gate,
+        features=scores.features,
+        value=value,
+        novelty=novelty,
+        share=balance.alpha / (1.0 + balance.alpha),
+        samples=samples,
+    )
+    paid = REWARDS[reward](batch, constants)
+    parts = {name: _compared(paid, name, spread, samples, choices) for name in paid.parts}
+    combined = advantages.combine(parts, paid.weights, spread, FLOORS, scale=choices.scale, samples=samples)
+    dead = advantages.dead(sum(paid.weights[name] * part for name, part in paid.parts.items()), samples)
     metrics = {
         "diversity/statistic": d,
         "diversity/target": balance.target,
         "diversity/credit": credit.mean(),
-        "diversity/value": diversity.value(archive, e, label).sum(),
+        "diversity/value": value,
         "alpha": balance.alpha,
+        "advantage/dead_groups": dead.mean(),
+        **_part_metrics(combined, paid),
     }
-    for name in PARTS:
-        metrics[f"advantage/{name}"] = jnp.abs(combined.normalized[name]).mean()
-        metrics[f"advantage/{name}_weighted"] = jnp.abs(combined.weighted[name]).mean()
-        metrics[f"sigma/{name}"] = combined.sigma[name]
+    spread = advantages.update_level(spread, {name: paid.parts[name] for name in paid.shared})
     return Assessment(
         advantage=combined.total,
+        counted=~dead if choices.drop_dead else jnp.ones_like(dead),
         weight=weight,
         credit=credit,
         metrics=metrics,
         spread=advantages.update_spread(spread, parts),
         balance=dual_ascent(balance, d, valid, eta=eta, alpha_max=alpha_max),
     )
+
+
+def _novelty(archive: Archive, e: Array, label: Array, neutral: bool) -> tuple[Array, Array]:
+    """Each sample's credit for the value of the batch, and what of it was not to be expected: [N] each."""
+    if neutral:
+        return diversity.neutral_credit(archive, e, label)
+    credit, baseline = diversity.credit(archive, e, label)
+    return credit, credit - baseline
+
+
+def _compared(paid: Paid, name: str, spread: Spread, samples: int, choices: Choices) -> Array:
+    """A part of what is paid, [N], less what it is compared with."""
+    part = paid.parts[name]
+    if name in paid.ready:
+        return part
+    if name in paid.shared:
+        return advantages.from_level(spread, name, part)
+    return advantages.centred(part, samples, choices.centre)
+
+
+def _part_metrics(combined: Advantages, paid: Paid) -> dict[str, Array]:
+    """Every part before and after its weight, what divided it, and what it was made from."""
+    metrics = {f"paid/{name}": part.mean() for name, part in paid.shown.items()}
+    for name, part in combined.normalized.items():
+        metrics[f"advantage/{name}"] = jnp.abs(part).mean()
+        metrics[f"advantage/{name}_weighted"] = jnp.abs(combined.weighted[name]).mean()
+        metrics[f"sigma/{name}"] = combined.sigma[name].mean()
+    return metrics
 
 
 @functools.partial(
