@@ -23,6 +23,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
     (0, _LARGEST_SEED): ("seed",),
     (0, 1): (
         "balance.archive",
+        "balance.decay",
+        "balance.others",
         "dataset.near_duplicate",
         "feedback.floor",
         "patterns.floor",
@@ -30,6 +32,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "patterns.task_decay",
         "replay.baseline_decay",
         "replay.elite",
+        "replay.elite_share",
+        "replay.leverage_share",
     ),
     (0, _INFINITY): (
         "balance.alpha",
@@ -57,7 +61,9 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.optimizer.weight_decay",
         "pretrain.prompt_weight",
         "pretrain.steps",
+        "replay.capacity",
         "replay.share",
+        "scheduler.probe_every",
         "stream.test_limit",
         "stream.train_limit",
         "supervised.batches",
@@ -92,7 +98,6 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.log_every",
         "pretrain.prompts",
         "pretrain.samples",
-        "replay.capacity",
         "rollout.prompts",
         "scheduler.ramp",
         "scheduler.staleness",
@@ -125,6 +130,7 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "policy.norm_epsilon",
         "policy.rope_theta",
         "pretrain.optimizer.clip_norm",
+        "replay.megabytes",
         "rollout.temperature",
     ),
 }

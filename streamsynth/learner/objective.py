@@ -94,6 +94,8 @@ def fresh_loss(
     surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
     policy = -(surrogate * mask).sum() / norm
     gap = jnp.where(batch.mask, statistics.logprobs - batch.reference, 0.0)
+    # Before an update learner and sampler are one policy: what differs is their arithmetic.
+    sampler = jnp.where(batch.mask, jnp.abs(statistics.logprobs - batch.behaviour), 0.0)
     k2 = 0.5 * (gap**2 * mask).sum() / norm
     entropy = statistics.entropy.sum() / norm
     loss = policy + c.kl_weight * k2 - c.entropy_weight * entropy
@@ -102,6 +104,7 @@ def fresh_loss(
         "loss/kl": c.kl_weight * k2,
         "kl": ((jnp.exp(-gap) - 1.0 + gap) * mask).sum() / count,
         "entropy": statistics.entropy.sum() / count,
+        "logprob/gap": sampler.sum() / count,
         "clip_share": ((surrogate < ratio * advantage) * mask).sum() / count,
     }
 

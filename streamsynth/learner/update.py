@@ -59,6 +59,7 @@ def assess(
     weighted: bool,
     neutral: bool,
     remembered: float,
+    elsewhere: Array | None = None,
 ) -> Assessment:
     """Advantages of fresh samples: quality against its group, diversity credit against its baseline.
 
@@ -74,8 +75,11 @@ def assess(
         the gates alike.
       neutral: whether diversity is paid by `neutral_credit`, or by credit less its baseline.
       remembered: in [0, 1], how much the archive counts; with 0 a sample is new if it is new in its batch.
+      elsewhere: [D, D], what other tasks' archives count for (`diversity.beside`); nothing by default.
     """
     archive = diversity.decay(archive, remembered)
+    if elsewhere is not None:
+        archive = diversity.beside(archive, elsewhere)
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
     if neutral:
