@@ -22,7 +22,7 @@ from streamsynth.learner.choices import resolve
 from streamsynth.learner.collect import Featurizer
 from streamsynth.learner.objective import ObjectiveConfig, objective_config
 from streamsynth.learner.optimizer import make_optimizer
-from streamsynth.learner.state import RunState, new_state
+from streamsynth.learner.state import RunState, new_buffer, new_state
 from streamsynth.policy.families import choices, own_config
 from streamsynth.policy.huggingface.architectures import read_config, read_context
 from streamsynth.policy.lora import adapter_axes, init_adapter, merge
@@ -94,12 +94,7 @@ def check(config: Any) -> None:
                 f"evaluation.strategies has {name!r}, which is none: choose among {', '.join(STRATEGIES)}."
             )
     worlds.Difficulty(**config.worlds.to_dict())
-    planned = _scheduler(config)
-    if planned.max_replayed > config.replay.capacity:
-        raise UserError(
-            f"replay.capacity = {config.replay.capacity} is less than the {planned.max_replayed} samples a "
-            "step that replay.share asks for: raise the one or lower the other."
-        )
+    _check_replay(config)
     make_optimizer(config.optimizer, 1)
     make_optimizer(config.pretrain.optimizer, 1, "pretrain.optimizer")
     if config.supervised.held_out >= config.stream.examples_per_label:
@@ -122,6 +117,25 @@ def check(config: Any) -> None:
             'markers; set policy.init, or policy.format = "auto".'
         )
     pretrain.check_sources(config)
+
+
+def _check_replay(config: Any) -> None:
+    """Whether what a step replays fits into a buffer."""
+    c, asked = config.replay, _scheduler(config).max_replayed
+    if c.elite_share + c.leverage_share > 1:
+        raise UserError(
+            f"replay.elite_share = {c.elite_share} and replay.leverage_share = {c.leverage_share} are "
+            "together more than 1, the whole buffer: lower one of them."
+        )
+    capacity = jax.eval_shape(lambda: new_buffer(config)).capacity
+    if asked > capacity:
+        bound = f"replay.capacity = {c.capacity}"
+        if capacity < c.capacity:
+            bound = f"replay.megabytes = {c.megabytes}, room for {capacity} samples,"
+        raise UserError(
+            f"{bound} is less than the {asked} samples a step that replay.share asks for: raise the one or "
+            "lower the other."
+        )
 
 
 def weights_folder(config: Any) -> str | None:
@@ -281,10 +295,10 @@ def assemble(
 
 
 def _scheduler(config: Any) -> scheduler.Config:
-    r = config.rollout
-    return scheduler.Config(
-        **config.scheduler.to_dict(), samples=r.prompts * r.samples, share=config.replay.share
-    )
+    keys, share = config.scheduler.to_dict(), config.replay.share
+    if config.stream.experience == "isolated":  # it has no past to replay or to probe
+        keys, share = keys | {"probe_every": 0}, 0.0
+    return scheduler.Config(**keys, samples=config.rollout.prompts * config.rollout.samples, share=share)
 
 
 def judge_context(policy: Policy, form: PromptFormat, task: Task, chunk: int = 1024) -> JudgeContext:

@@ -91,6 +91,8 @@ def default_config() -> ConfigDict:
                 neutral=True,  # pay novelty that quality does not explain; False: plain credit
                 batches=4,  # that measure the target; what is kept of them is tuned to
                 archive=0.0,  # how much a kept text counts when fresh ones are credited; 0: the batch alone
+                others=0.0,  # how much a kept text of a past task counts then, under every label
+                decay=1.0,  # what is left of a kept text in its archive after each later batch of its task
             ),
             phases=dict(  # of a turn
                 initialization=True,  # writing, gating and choosing spread-out texts to tune to
@@ -137,7 +139,10 @@ def default_config() -> ConfigDict:
                 prompt_weight=0.0,
             ),
             replay=dict(
-                capacity=512,  # samples a task
+                capacity=512,  # samples a task; 0 remembers none
+                megabytes=64.0,  # a task, at most: the capacity is what fits
+                elite_share=0.25,  # of the capacity: the samples of best quality
+                leverage_share=0.25,  # those that add most to the archive; the rest is a uniform draw
                 share=0.25,  # of the fresh samples, once grown
                 elite=0.99,  # quality from which a sample is one to imitate
                 baseline_decay=0.9,
@@ -147,7 +152,8 @@ def default_config() -> ConfigDict:
                 ramp=2,
                 floor=0.05,
                 progress=1.0,
-                forgetting=1.0,  # by probes, of which training makes none yet
+                forgetting=1.0,  # since a task's best probe
+                probe_every=4,  # steps by reward: a batch of the past task that waited longest; 0: none
                 optimism=0.1,
                 staleness=10,
                 fast=0.7,

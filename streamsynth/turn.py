@@ -19,9 +19,10 @@ from streamsynth.learner import balance
 from streamsynth.learner.collect import Scored, Written, score, write
 from streamsynth.learner.objective import Fresh
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
-from streamsynth.learner.state import RunState, new_task
+from streamsynth.learner.state import RunState, TaskState, new_task
 from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
+from streamsynth.probe import probe
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
 from streamsynth.stream.patterns import STRATEGIES
@@ -29,6 +30,8 @@ from streamsynth.tasks.attributes import asked_for
 from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
 from streamsynth.tuning import example_features, split_examples, spread_out_rows, tune
+
+_kept_of = jax.jit(diversity.kept)
 
 
 def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
@@ -96,6 +99,7 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
         "diversity/target": target,
         "kept": len(rows),
         "prompt/dropped_examples": dropped,
+        "budget/samples": float(state.samples),
     }
     if held_out:
         figures |= {"supervised/held_out_before": held_out[0], "supervised/held_out": held_out[-1]}
@@ -139,6 +143,8 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
         turn_step=np.int32(state.turn_step + 1),
         step=np.int32(step + 1),
     )
+    state, probed = probe(setting, state)
+    groups = quality.reshape(-1, config.rollout.samples)
     figures = {
         "reward/quality": quality.mean(),
         **{f"reward/{name}": part.mean() for name, part in scores.parts.items()},
@@ -150,8 +156,13 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
         **{f"reject/{name}": written.rejections.count(name) for name in set(written.rejections) - {""}},
         **assessment.metrics,
         **metrics,
+        "group/dead": np.mean(groups.max(axis=1) == groups.min(axis=1)),
+        "completion/truncated": 1.0 - rollouts.finished.mean(),
         "kept": keep.sum(),
         "prompt/dropped_examples": written.dropped_examples,
+        **{f"scheduler/{setting.tasks[j].name}": n for j, n in enumerate(plan.replay_counts) if n},
+        **probed,
+        "budget/samples": state.samples,
     }
     figures = {name: float(value) for name, value in jax.device_get(figures).items()}
     if not plan.replay_counts.any():
@@ -219,6 +230,7 @@ def _sampled(
         reward=config.learner.reward,
         choices=setting.objective.choices,
         constants=setting.rivals,
+        elsewhere=_elsewhere(state.tasks[:turn], f.width, b.others) if b.others else None,
     )
     return _Sampled(written, scored, assessment)
 
@@ -273,6 +285,12 @@ def _updated(
     return state.replace(params=params, opt_state=opt_state, policy_version=version), metrics
 
 
+def _elsewhere(past: Sequence[TaskState], width: int, others: float) -> np.ndarray:
+    """[D, D] float32: what past tasks kept, as it counts under every label of this turn's task."""
+    kept = [np.asarray(_kept_of(task.archive)) for task in past]
+    return others * np.sum([np.zeros((width, width), np.float32), *kept], axis=0)
+
+
 def _remembered(
     setting: Setting,
     state: RunState,
@@ -294,15 +312,16 @@ def _remembered(
     task = remember(
         state.tasks[turn],
         samples_of(written, scores, assessment.weight, keep, version),
-        assessment,
         keep,
         purpose_key(config.seed, purpose, *steps),
         config.replay.baseline_decay,
+        config.balance.decay,
     )
     state = state.replace(
         tasks=(*state.tasks[:turn], task, *state.tasks[turn + 1 :]),
         patterns=patterns.record(state.patterns, turn, written.strategy, quality, setting.patterns),
         spread=assessment.spread,
+        samples=np.int64(state.samples + len(keep)),
     )
     return state, keep
 
@@ -358,6 +377,7 @@ def _forget(setting: Setting, state: RunState) -> RunState:
         turn=state.turn,
         step=state.step,
         policy_version=state.policy_version,
+        samples=state.samples,
         tasks=tuple(
             new_task(setting.config, len(task.labels)).replace(kept=old.kept)
             for task, old in zip(setting.tasks, state.tasks, strict=True)

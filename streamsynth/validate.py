@@ -23,6 +23,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
     (0, _LARGEST_SEED): ("seed",),
     (0, 1): (
         "balance.archive",
+        "balance.decay",
+        "balance.others",
         "dataset.near_duplicate",
         "feedback.floor",
         "patterns.floor",
@@ -32,6 +34,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "replay.elite",
         "rivals.least_distinct",
         "rivals.same",
+        "replay.elite_share",
+        "replay.leverage_share",
     ),
     (0, _INFINITY): (
         "balance.alpha",
@@ -59,9 +63,11 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.optimizer.weight_decay",
         "pretrain.prompt_weight",
         "pretrain.steps",
+        "replay.capacity",
         "replay.share",
         "rivals.dqo_alpha",
         "rivals.release_*",
+        "scheduler.probe_every",
         "stream.test_limit",
         "stream.train_limit",
         "supervised.batches",
@@ -132,6 +138,7 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "policy.norm_epsilon",
         "policy.rope_theta",
         "pretrain.optimizer.clip_norm",
+        "replay.megabytes",
         "rollout.temperature",
     ),
 }

@@ -16,7 +16,7 @@ LAYERS = (
     ("api",),
     ("train", "synthesize"),
     ("turn",),
-    ("tuning",),
+    ("tuning", "probe"),
     ("assemble", "workdir"),
     ("pretrain",),
     ("evaluation",),

@@ -35,14 +35,15 @@ def numbered(ids):
         features=wide(D, np.float32),
         quality=ids.astype(np.float32),
         weight=ids.astype(np.float32),
-        in_archive=ids % 2 == 1,
+        counted=ids.astype(np.float32),
         step=ids,
     )
 
 
 def stored(buffer):
     """The numbers in a buffer's slots in use, after checking that each row is whole."""
-    return whole(jax.tree.map(lambda leaf: np.asarray(leaf)[: int(buffer.filled)], buffer.samples))
+    used = np.asarray(buffer.number) >= 0
+    return whole(jax.tree.map(lambda leaf: np.asarray(leaf)[used], buffer.samples))
 
 
 def whole(samples):
@@ -57,7 +58,7 @@ def filled_with(ids, capacity=8, key=0):
     """A buffer that was offered these; always by a batch of 12, so that it compiles once."""
     ids = list(ids)
     batch, offered = numbered([*ids, *[0] * (12 - len(ids))]), np.arange(12) < len(ids)
-    return replay.insert(replay.empty(capacity, P, T, D), batch, jax.random.key(key), offered)
+    return replay.insert(replay.empty(capacity, P, T, D), batch, jax.random.key(key), offered=offered)
 
 
 def test_a_buffer_fills_in_order_and_then_keeps_its_size():
@@ -113,12 +114,12 @@ def test_the_real_draws_are_uniform_too():
 def test_samples_not_offered_leave_no_trace():
     buffer = replay.empty(3, P, T, D)
     offered = np.array([False, True, False, True, True, False])
-    buffer = replay.insert(buffer, numbered(range(6)), jax.random.key(0), offered)
+    buffer = replay.insert(buffer, numbered(range(6)), jax.random.key(0), offered=offered)
     assert stored(buffer) == [1, 3, 4] and int(buffer.seen) == 3
     for key in range(20):
-        later = replay.insert(buffer, numbered(range(10, 16)), jax.random.key(key), offered)
+        later = replay.insert(buffer, numbered(range(10, 16)), jax.random.key(key), offered=offered)
         assert set(stored(later)) <= {1, 3, 4, 11, 13, 14} and int(later.seen) == 6
-    same = replay.insert(buffer, numbered(range(6)), jax.random.key(1), np.zeros(6, bool))
+    same = replay.insert(buffer, numbered(range(6)), jax.random.key(1), offered=np.zeros(6, bool))
     jax.tree.map(np.testing.assert_array_equal, same, buffer)
 
 
@@ -141,6 +142,98 @@ def test_sample_draws_all_subsets_alike():
     assert len(pairs) == 15
     deviation = np.sqrt(1 / 15 * 14 / 15 * 9000)
     assert max(abs(n - 600) for n in pairs.values()) < 4 * deviation
+
+
+# --- Chosen slots ---
+
+RESERVOIR, ELITE, LEVERAGE, BATCH = 6, 3, 2, 6
+
+
+def offer(buffer, ids, quality, credit, key=0):
+    """Offers samples of these qualities; `credit` is today's of every sample there is."""
+    batch = numbered(ids).replace(quality=np.float32(quality)[ids])
+    today = np.float32(credit)
+    refreshed = today[np.asarray(buffer.chosen.step)]
+    return replay.insert(buffer, batch, jax.random.key(key), today[ids], refreshed)
+
+
+def with_chosen_slots():
+    return replay.empty(RESERVOIR + ELITE + LEVERAGE, P, T, D, ELITE, LEVERAGE)
+
+
+def slots(buffer):
+    """The numbers in the reservoir, the elite and the leverage slots, -1 where empty."""
+    number, step = np.asarray(buffer.number), np.asarray(buffer.samples.step)
+    assert (step == number)[number >= 0].all()  # samples are numbered in the order they are offered
+    return [part.tolist() for part in np.split(number, [buffer.reservoir, buffer.reservoir + ELITE])]
+
+
+def best(rivals, count, *keys):
+    """A kind's slots as they should be: best by `keys`, then newest, none whose first key is 0."""
+    worthy = sorted((i for i in rivals if keys[0][i] > 0), key=lambda i: (*(k[i] for k in keys), i))
+    found = worthy[::-1][:count]
+    return found + [-1] * (count - len(found))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 4), st.integers(0, 2**31 - 1))
+def test_chosen_slots_hold_the_best_by_todays_credit(batches, seed):
+    """Few distinct values, so that there are ties; and the credit of what is stored changes every time."""
+    rng = np.random.default_rng(seed)
+    quality = rng.integers(0, 3, batches * BATCH) / 2
+    buffer = with_chosen_slots()
+    elite, leverage = [], []
+    for batch in range(batches):
+        credit = rng.integers(0, 4, batches * BATCH) / 4
+        new = list(range(batch * BATCH, (batch + 1) * BATCH))
+        buffer = offer(buffer, new, quality, credit, seed)
+        elite = best([i for i in elite if i >= 0] + new, ELITE, quality, credit)
+        leverage = best([i for i in leverage if i >= 0] + new, LEVERAGE, credit)
+        assert slots(buffer)[1:] == [elite, leverage]
+    assert set(elite) - {-1} <= set(best(range(batches * BATCH), batches * BATCH, quality))
+
+
+def test_the_reservoir_is_the_same_beside_chosen_slots():
+    quality = credit = np.linspace(0, 1, 30)
+    alone, beside = replay.empty(RESERVOIR, P, T, D), with_chosen_slots()
+    for batch in range(5):
+        ids = np.arange(batch * BATCH, (batch + 1) * BATCH)
+        alone, beside = (offer(buffer, ids, quality, credit, batch) for buffer in (alone, beside))
+    assert slots(beside)[0] == np.asarray(alone.number).tolist()
+    assert slots(beside)[1:] == [[29, 28, 27], [29, 28]]
+
+
+def test_a_sample_in_several_slots_is_drawn_once_and_as_often_as_any_other():
+    buffer = offer(with_chosen_slots(), np.arange(BATCH), np.linspace(0, 1, BATCH), np.linspace(1, 0, BATCH))
+    assert slots(buffer) == [[0, 1, 2, 3, 4, 5], [5, 4, 3], [0, 1]]
+    samples, valid = replay.sample(buffer, jax.random.key(0), 9)
+    assert sorted(np.asarray(samples.step)[np.asarray(valid)]) == [0, 1, 2, 3, 4, 5]
+    keys = jax.random.split(jax.random.key(7), 3000)
+    drawn = np.asarray(jax.vmap(lambda key: replay.sample(buffer, key, 2)[0].step)(keys))
+    pairs = collections.Counter(map(frozenset, drawn.tolist()))
+    assert len(pairs) == 15 and max(abs(n - 200) for n in pairs.values()) < 4 * np.sqrt(200 * 14 / 15)
+
+
+@pytest.mark.parametrize("elite, leverage", [(ELITE, 0), (0, ELITE), (2, 1)])
+def test_a_buffer_without_a_reservoir(elite, leverage):
+    buffer = replay.empty(ELITE, P, T, D, elite, leverage)
+    buffer = offer(buffer, np.arange(BATCH), np.full(BATCH, 0.5), np.linspace(0, 1, BATCH))
+    assert buffer.reservoir == 0
+    expected = [5, 4, 3] if 0 in (elite, leverage) else [5, 4, 5]
+    assert np.asarray(buffer.number).tolist() == expected
+
+
+def test_a_buffer_of_no_slots_only_counts():
+    buffer = offer(replay.empty(0, P, T, D), np.arange(BATCH), np.ones(BATCH), np.ones(BATCH))
+    assert buffer.capacity == 0 and int(buffer.seen) == BATCH
+    with pytest.raises(ValueError, match="2 slots"):
+        replay.empty(2, P, T, D, 2, 1)
+
+
+def test_decay_is_of_what_the_archive_counts():
+    buffer = replay.decay(filled_with(range(1, 5)), 0.5)
+    np.testing.assert_array_equal(buffer.samples.counted[:4], [0.5, 1, 1.5, 2])
+    np.testing.assert_array_equal(buffer.samples.quality[:4], [1, 2, 3, 4])
 
 
 def test_too_large_a_draw_is_refused():
@@ -175,7 +268,7 @@ def test_bytes_and_budget():
     assert replay.nbytes(buffer) == sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(buffer))
     assert replay.capacity_for(replay.nbytes(buffer), 7, 5, 3) == 10
     assert replay.capacity_for(replay.nbytes(buffer) - 1, 7, 5, 3) == 9
-    with pytest.raises(UserError, match="100 bytes"):
+    with pytest.raises(UserError, match="megabytes = 0.0001 "):
         replay.capacity_for(100, 7, 5, 3)
 
 

@@ -13,7 +13,7 @@ from streamsynth.learner.objective import Fresh, ObjectiveConfig, gradients
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import new_state
-from streamsynth.learner.update import FLOORS, Assessment, update
+from streamsynth.learner.update import FLOORS, update
 from streamsynth.pytrees import Rollouts, Scores
 
 LABELS = (2, 3, 2)  # of three tasks
@@ -27,13 +27,13 @@ def config():
     with config.unlocked():
         config.rollout.update(prompt_length=P, completion_length=T)
         config.feedback.update(width=D, ridge=0.1)
-        config.replay.capacity = 16
+        config.replay.update(capacity=16, elite_share=0.0, leverage_share=0.0)
         config.optimizer.update(warmup=0, learning_rate=1e-2)
     return config
 
 
 def batch_of(seed, labels):
-    """A rollout of one task as `remember` takes it: samples, their credit, and which are kept."""
+    """A rollout of one task as `remember` takes it: samples, and which of them are kept."""
     rng = np.random.default_rng(seed)
     tokens, mask = tiny.completions(rng, N, T)
     logprobs = np.where(mask, rng.normal(size=(N, T)) - 3, 0).astype(np.float32)
@@ -46,9 +46,7 @@ def batch_of(seed, labels):
     scores = Scores((quality > 0).astype(np.float32), quality, features, {})
     written = Written(rollouts, ("",) * N, ("",) * N, label, strategy, ((),) * B, 0)
     keep = quality > 0.5
-    samples = samples_of(written, scores, jnp.asarray(quality) ** 2, keep, step=seed)
-    credit = rng.random(N).astype(np.float32)
-    return samples, Assessment(None, None, credit, {}, None, None), keep
+    return samples_of(written, scores, jnp.asarray(quality) ** 2, keep, step=seed), keep
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +55,7 @@ def state(config):
     state = new_state(config, LABELS, {}, ())
     tasks = list(state.tasks)
     for j in range(2):
-        tasks[j] = remember(tasks[j], *batch_of(j, LABELS[j]), jax.random.key(j), DECAY)
+        tasks[j] = remember(tasks[j], *batch_of(j, LABELS[j]), jax.random.key(j), DECAY, 1.0)
     spread = state.spread.replace(mean_square={"quality": jnp.float32(0.04), "diversity": jnp.float32(0.25)})
     balance = state.balance.replace(alpha=jnp.float32(0.7))
     return state.replace(tasks=tuple(tasks), spread=spread, balance=balance)
@@ -70,16 +68,16 @@ def draw(state, counts, key=0, neutral=True):
 
 
 def test_samples_carry_their_own_prompts():
-    samples, _, keep = batch_of(0, 2)
+    samples, keep = batch_of(0, 2)
     for n in range(N):
         np.testing.assert_array_equal(samples.prompt_tokens[n], samples.prompt_tokens[n - n % G])
     assert len(np.unique(samples.prompt_tokens, axis=0)) == B
-    np.testing.assert_array_equal(samples.in_archive, keep)
+    np.testing.assert_array_equal(samples.counted, keep)
     assert (np.asarray(samples.step) == 0).all()
 
 
 def test_remember_fills_buffer_archive_and_baselines(config, state):
-    samples, assessment, keep = batch_of(1, LABELS[1])
+    samples, keep = batch_of(1, LABELS[1])
     task = state.tasks[1]
     assert int(task.buffer.seen) == N and int(task.kept) == keep.sum()
     jax.tree.map(
@@ -91,26 +89,38 @@ def test_remember_fills_buffer_archive_and_baselines(config, state):
         rows = e[keep & (label == k)]
         np.testing.assert_allclose(task.archive.matrix[k], 0.1 * np.eye(D) + rows.T @ rows, atol=1e-6)
         assert task.archive.count[k] == len(rows)
-    np.testing.assert_allclose(task.quality, 0.1 * np.mean(samples.quality), rtol=1e-5)
-    np.testing.assert_allclose(task.weight, 0.1 * np.mean(samples.weight), rtol=1e-5)
-    np.testing.assert_allclose(task.credit, 0.1 * np.mean(assessment.credit), rtol=1e-5)
+    credit = [marginal_by_hand(state, 1, row) for row in range(N)]
+    means = {
+        "quality": np.mean(samples.quality),
+        "weight": np.mean(samples.weight),
+        "credit": np.mean(credit),
+    }
+    for name, mean in means.items():  # of the first batch, whatever stood there before
+        np.testing.assert_allclose(getattr(task, name), mean, rtol=1e-4)
+    again, keep = batch_of(7, LABELS[1])
+    after = remember(task, again, keep, jax.random.key(7), DECAY, 1.0)
+    expected = DECAY * means["quality"] + (1 - DECAY) * np.mean(again.quality)
+    np.testing.assert_allclose(after.quality, expected, rtol=1e-5)
 
 
 def marginal_by_hand(state, j, row):
     """log det of the archive with the sample less that without it, in float64."""
     s, archive = state.tasks[j].buffer.samples, np.asarray(state.tasks[j].archive.matrix, np.float64)
     e = np.sqrt(float(s.weight[row])) * np.asarray(s.features[row], np.float64)
-    matrix = archive[int(s.label[row])]
-    without = matrix - np.outer(e, e) if s.in_archive[row] else matrix
+    without = archive[int(s.label[row])] - float(s.counted[row]) * np.outer(e, e)
     return np.linalg.slogdet(without + np.outer(e, e))[1] - np.linalg.slogdet(without)[1]
 
 
 def row_of(state, j, batch, i):
     """The buffer's slot that row i of a batch came from."""
+    [row] = rows_of(state, j, batch, i)
+    return row
+
+
+def rows_of(state, j, batch, i):
+    """All slots that hold it."""
     s = state.tasks[j].buffer.samples
-    found = np.flatnonzero((np.asarray(s.logprobs) == np.asarray(batch.behaviour[i])).all(1))
-    assert len(found) == 1
-    return int(found[0])
+    return np.flatnonzero((np.asarray(s.logprobs) == np.asarray(batch.behaviour[i])).all(1)).tolist()
 
 
 @pytest.mark.parametrize("neutral", [True, False])
@@ -134,7 +144,7 @@ def test_credit_is_refreshed_and_baselines_lag(state, neutral):
         np.testing.assert_array_equal(batch.tokens[i], s.tokens[row])
         np.testing.assert_array_equal(batch.mask[i], s.mask[row])
         np.testing.assert_array_equal(batch.prompts.tokens[i], s.prompt_tokens[row])
-        kinds.add(bool(s.in_archive[row]))
+        kinds.add(bool(s.counted[row]))
         seen[j].append((row, quality, credit))
     assert kinds == {True, False}
     assert len({row for row, _, _ in seen[0]}) == 3 and len({row for row, _, _ in seen[1]}) == 4
@@ -146,6 +156,59 @@ def test_credit_is_refreshed_and_baselines_lag(state, neutral):
             np.testing.assert_allclose(getattr(after.tasks[j], name), expected, rtol=1e-4)
     jax.tree.map(np.testing.assert_array_equal, after.tasks[2], state.tasks[2])
     jax.tree.map(np.testing.assert_array_equal, after.tasks[0].buffer, state.tasks[0].buffer)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_archive_decays_and_credit_knows_by_how_much(config, share):
+    """Against sums in float64, where a kept sample weighs 0.8 ** (batches since)."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.replay.update(capacity=40, elite_share=share, leverage_share=share)
+    state, batches = new_state(config, (2,), {}, ()), [batch_of(seed, 2) for seed in range(4)]
+    task = state.tasks[0]
+    for seed, batch in enumerate(batches):
+        task = remember(task, *batch, jax.random.key(seed), DECAY, 0.8)
+    state = state.replace(tasks=(task,))
+    s = {
+        name: np.concatenate([np.asarray(getattr(b, name)) for b, _ in batches])
+        for name in ("weight", "label")
+    }
+    e = (
+        np.concatenate([np.asarray(b.features, np.float64) for b, _ in batches])
+        * np.sqrt(s["weight"])[:, None]
+    )
+    counted = np.concatenate([keep * 0.8 ** (3 - t) for t, (_, keep) in enumerate(batches)])
+
+    def archive(k, but=None):
+        rows = (s["label"] == k) & (np.arange(4 * N) != but)
+        return 0.1 * np.eye(D) + (counted[rows, None] * e[rows]).T @ e[rows]
+
+    for k in range(2):
+        np.testing.assert_allclose(task.archive.matrix[k], archive(k), atol=1e-6)
+        np.testing.assert_allclose(task.archive.count[k], counted[s["label"] == k].sum(), rtol=1e-6)
+    credit = np.array(
+        [np.log1p(e[i] @ np.linalg.solve(archive(s["label"][i], i), e[i])) for i in range(4 * N)]
+    )
+    buffer = task.buffer
+    used, number = np.asarray(buffer.number) >= 0, np.asarray(buffer.number)
+    np.testing.assert_allclose(np.asarray(buffer.samples.counted)[used], counted[number[used]], rtol=1e-6)
+    for row in np.flatnonzero(used):
+        assert marginal_by_hand(state, 0, row) == pytest.approx(credit[number[row]], rel=1e-4, abs=1e-6)
+    if share:  # the slots were dealt by the credit of the archive after each batch
+        assert (buffer.elite, buffer.leverage) == (10, 10)
+        quality = np.concatenate([np.asarray(b.quality) for b, _ in batches])
+        assert set(number[20:30]) == set(np.argsort(quality)[-10:])
+        last = number[30:][number[30:] >= 3 * N]  # of the last batch: credit then is credit now
+        assert np.mean(credit[last]) > np.mean(credit[3 * N :])
+    # What a batch is paid for is the same number.
+    batch, _ = draw(state, [SIZE], neutral=False)
+    drawn = [int(number[row]) for row in (rows_of(state, 0, batch, i)[0] for i in range(SIZE))]
+    assert len(set(drawn)) == SIZE
+    a = float(state.balance.alpha)
+    quality = np.array([float(batches[i // N][0].quality[i % N]) for i in drawn])
+    expected = (quality - float(task.quality)) / FLOORS["quality"]
+    expected += a * (credit[drawn] - float(task.credit)) / FLOORS["diversity"]
+    np.testing.assert_allclose(batch.advantage, expected / (1 + a), rtol=1e-3, atol=1e-3)
 
 
 def test_credit_follows_todays_archive(state):

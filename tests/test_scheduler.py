@@ -24,7 +24,7 @@ def filled(num_tasks, history, config):
         if kind == "quality":
             state = scheduler.record(state, task % num_tasks, value, config)
         else:
-            state = scheduler.record_probe(state, task % num_tasks, value)
+            state = scheduler.record_probe(state, task % num_tasks, value, step=0)
     return state
 
 
@@ -86,7 +86,7 @@ def test_only_the_past_is_replayed_and_the_future_is_not_looked_at(history, late
     longer = scheduler.extend(state, 6)
     for task, _, value in later:
         if task > turn:
-            longer = scheduler.record_probe(scheduler.record(longer, task, value, config), task, value)
+            longer = scheduler.record_probe(scheduler.record(longer, task, value, config), task, value, 9)
     plan, after = scheduler.next(longer, turn, 3, rng(seed), config)
     np.testing.assert_array_equal(plan.replay_counts[: turn + 1], alone.replay_counts)
     assert plan.replay_counts[turn:].sum() == 0
@@ -120,7 +120,7 @@ def test_weights_by_hand():
     state = scheduler.empty(5)
     state = state.replace(visits=np.array([0, 8, 3, 0, 5], np.int32), last_step=np.full(5, 9, np.int32))
     state = scheduler.record(scheduler.record(state, 1, 0.2, config), 1, 0.6, config)  # fast .32, slow .22
-    state = scheduler.record_probe(scheduler.record_probe(state, 2, 0.9), 2, 0.5)
+    state = scheduler.record_probe(scheduler.record_probe(state, 2, 0.9, 7), 2, 0.5, 8)
     # floor + progress + 2 * forgetting + 0.3 / sqrt(1 + visits)
     weights = np.array([0.1 + 0.3, 0.1 + 0.1 + 0.1, 0.1 + 0.8 + 0.15, 0.1 + 0.3])
     expected = [*(100 * weights / weights.sum()), 0]
@@ -139,7 +139,7 @@ def test_progress_up_and_down_and_forgetting_recovered():
     assert rising.progress[0] < 1e-4
     lost = filled(2, [(1, "probe", 0.8), (1, "probe", 0.3)], config)
     assert lost.forgetting[1] == pytest.approx(0.5) and lost.forgetting[0] == 0
-    assert scheduler.record_probe(lost, 1, 0.9).forgetting[1] == 0
+    assert scheduler.record_probe(lost, 1, 0.9, 4).forgetting[1] == 0
 
 
 def test_uniform_shares_evenly():
@@ -176,7 +176,7 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened():
         for step in numbers:
             plan, state = scheduler.next(state, 2, step, rng(step), config)
             state = scheduler.record(state, 2, 1 / (1 + step), config)
-            state = scheduler.record_probe(state, step % 2, np.cos(step))
+            state = scheduler.record_probe(state, step % 2, np.cos(step), step)
         return plan, state
 
     _, middle = steps(scheduler.empty(3), range(10))
@@ -188,6 +188,28 @@ def test_a_restored_state_goes_on_as_if_nothing_had_happened():
     for one, other in zip(jax.tree.leaves(straight), jax.tree.leaves(resumed), strict=True):
         assert one.dtype == other.dtype
         np.testing.assert_array_equal(one, other)
+
+
+def test_probes_go_round_and_a_task_is_probed_at_the_end_of_its_turn():
+    config = scheduler.Config(probe_every=2)
+    state, probed = scheduler.empty(4), []
+    for turn in range(4):
+        for steps in range(1, 6):
+            step = 10 * turn + steps
+            for task in scheduler.to_probe(state, turn, steps, steps == 5, config):
+                state = scheduler.record_probe(state, task, 0.5, step)
+                probed.append((turn, steps, task))
+    assert probed == [
+        *[(0, 5, 0)],
+        *[(1, 2, 0), (1, 4, 0), (1, 5, 1)],
+        *[(2, 2, 0), (2, 4, 1), (2, 5, 2)],  # 0 has waited longest, then 1
+        *[(3, 2, 0), (3, 4, 1), (3, 5, 3)],
+    ]
+    assert state.probes.tolist() == [5, 3, 1, 1] and state.probed.tolist() == [32, 34, 25, 35]
+    # One that was never probed comes first, and both at once where both are due.
+    never = scheduler.empty(3).replace(probed=np.array([5, -1, -1], np.int32))
+    assert scheduler.to_probe(never, 2, 4, True, config) == (1, 2)
+    assert scheduler.to_probe(never, 2, 4, True, scheduler.Config(probe_every=0)) == ()
 
 
 def test_misuse_is_refused():
@@ -210,6 +232,7 @@ def test_misuse_is_refused():
         {"floor": 0.0},
         {"staleness": 0},
         {"fast": 0.99},
+        {"probe_every": -1},
         {"optimism": float("inf")},
     ],
 )

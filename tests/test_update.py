@@ -24,6 +24,11 @@ def scores_of(rng, quality):
     return Scores((quality > 0).astype(np.float32), quality, features.astype(np.float32), {})
 
 
+def unit_rows(rng, count):
+    rows = rng.normal(size=(count, D))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
 def run(scores, label, spread, balanced, archive=None, **changes):
     setting = dict(samples=2, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0)
     setting |= dict(weighted=True, neutral=False, remembered=1.0)
@@ -31,12 +36,13 @@ def run(scores, label, spread, balanced, archive=None, **changes):
     return assess(archive, scores, np.asarray(label, np.int32), spread, balanced, **(setting | changes))
 
 
-def credit_by_hand(scores, label):
-    """Leave-one-out log-volumes and their baselines, by determinants in float64."""
+def credit_by_hand(scores, label, before=0.0):
+    """Leave-one-out log-volumes on top of `before`, and their baselines, by determinants in float64."""
     e = np.sqrt(np.asarray(scores.quality, np.float64))[:, None] * np.asarray(scores.features, np.float64)
+    start = RIDGE * np.eye(D) + before
 
     def volume(rows):
-        return np.linalg.slogdet(np.eye(D) + e[rows].T @ e[rows] / RIDGE)[1]
+        return np.linalg.slogdet(start + e[rows].T @ e[rows])[1] - np.linalg.slogdet(start)[1]
 
     def credit(i, rows):
         return volume(rows) - volume([j for j in rows if j != i])
@@ -128,6 +134,25 @@ def test_the_archive_counts_as_much_as_the_config_says():
     np.testing.assert_allclose(none, credit(None, 1.0), rtol=1e-5)
     np.testing.assert_allclose(credit(kept, 0.5), credit(half, 1.0), rtol=1e-5)
     assert (full <= none).all() and (full < none).any()
+
+
+def test_what_other_tasks_kept_counts_under_every_label():
+    """S_k + others * sum over past tasks and their labels of (S - ridge I), in float64."""
+    rng = np.random.default_rng(9)
+    past, sums = [], np.zeros((D, D))
+    for labels in (2, 3):
+        rows = diversity.weighted(unit_rows(rng, 8), rng.random(8).astype(np.float32))
+        archive = diversity.empty(labels, D, RIDGE)
+        past.append(diversity.absorb(archive, rows, np.arange(8) % labels, np.arange(8) != 3))
+        sums += np.asarray(rows, np.float64)[np.arange(8) != 3].T @ np.asarray(rows)[np.arange(8) != 3]
+    np.testing.assert_allclose(sum(diversity.kept(archive) for archive in past), sums, atol=1e-6)
+    scores = scores_of(rng, SECOND)
+    spread, balanced = advantages.initial_spread(PARTS), balance.initial(1.0, 1.0)
+    result = run(scores, LABEL, spread, balanced, elsewhere=np.float32(0.3 * sums))
+    credit, _ = credit_by_hand(scores, LABEL, 0.3 * sums)
+    np.testing.assert_allclose(result.credit, credit, rtol=1e-4)
+    alone = run(scores, LABEL, spread, balanced)
+    assert (np.asarray(alone.credit) > np.asarray(result.credit)).all()
 
 
 def test_gated_samples_have_no_weight_and_no_credit_and_change_nobodys():

@@ -242,6 +242,22 @@ def decay(archive: Archive, factor: Array | float) -> Archive:
     return archive.replace(matrix=ridge + factor * (archive.matrix - ridge), count=factor * archive.count)
 
 
+def kept(archive: Archive) -> jax.Array:
+    """[D, D]: the sum of e e^T over all that the archive counts, whatever its label."""
+    ridge = archive.ridge * jnp.eye(archive.matrix.shape[-1], dtype=archive.matrix.dtype)
+    return jnp.sum(archive.matrix - ridge, axis=0)
+
+
+def beside(archive: Archive, elsewhere: Array) -> Archive:
+    """The archive of one task for crediting, where what other tasks kept counts under each of its labels.
+
+    Args:
+      archive: of K labels.
+      elsewhere: [D, D], a sum of e e^T such as `kept` gives, times how much it counts.
+    """
+    return archive.replace(matrix=archive.matrix + elsewhere)
+
+
 def statistic(features: Array, weight: Array, label: Array, num_labels: int) -> tuple[jax.Array, jax.Array]:
     """How diverse a set is within its labels, without regard to any archive.
 

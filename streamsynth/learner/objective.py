@@ -102,12 +102,15 @@ def fresh_loss(
     gap = jnp.where(batch.mask, statistics.logprobs - batch.reference, 0.0)
     k2 = 0.5 * token_mean(gap**2, mask, normaliser)
     entropy = token_mean(statistics.entropy, mask, normaliser)
+    # Before an update learner and sampler are one policy: what differs is their arithmetic.
+    sampler = jnp.where(batch.mask, jnp.abs(statistics.logprobs - batch.behaviour), 0.0)
     loss = policy + c.kl_weight * k2 - c.entropy_weight * entropy
     return loss, {
         "loss/policy": policy,
         "loss/kl": c.kl_weight * k2,
         "kl": ((jnp.exp(-gap) - 1.0 + gap) * mask).sum() / count,
         "entropy": statistics.entropy.sum() / count,
+        "logprob/gap": sampler.sum() / count,
         "clip_share": ((surrogate < ratio * advantage) * mask).sum() / count,
     }
 

@@ -12,18 +12,20 @@ from streamsynth.feedback import diversity
 from streamsynth.learner.collect import Written
 from streamsynth.learner.objective import Replayed
 from streamsynth.learner.state import RunState, TaskState
-from streamsynth.learner.update import FLOORS, Assessment
+from streamsynth.learner.update import FLOORS
 from streamsynth.pytrees import Array, Prompts, Scores
 from streamsynth.stream import replay
 
 # Run op by op, a loop inside them would be compiled again at every call.
 _marginal, _absorb = jax.jit(diversity.marginal), jax.jit(diversity.absorb)
+_decay = jax.jit(diversity.decay)
 
 
-def samples_of(
-    written: Written, scores: Scores, weight: Array, in_archive: Array, step: int
-) -> replay.Samples:
-    """A rollout's N samples in the form that buffers hold: each with its own prompt."""
+def samples_of(written: Written, scores: Scores, weight: Array, keep: Array, step: int) -> replay.Samples:
+    """A rollout's N samples in the form that buffers hold: each with its own prompt.
+
+    `keep`, [N] bool, says which of them the archive is about to absorb.
+    """
     rollouts = written.rollouts
     group = rollouts.tokens.shape[0] // rollouts.prompts.tokens.shape[0]
     return replay.Samples(
@@ -37,7 +39,7 @@ def samples_of(
         features=jnp.asarray(scores.features),
         quality=jnp.asarray(scores.quality),
         weight=weight,
-        in_archive=jnp.asarray(in_archive),
+        counted=jnp.asarray(keep, jnp.float32),
         step=jnp.full(written.label.shape, step, jnp.int32),
     )
 
@@ -83,7 +85,7 @@ def replayed_batch(
         task = state.tasks[j]
         mine = (draw.task == place) & draw.valid
         last = task.archive.matrix.shape[0] - 1
-        fresh = _marginal(task.archive, e, jnp.minimum(s.label, last), s.in_archive.astype(jnp.float32))
+        fresh = _marginal(task.archive, e, jnp.minimum(s.label, last), s.counted)
         credit = jnp.where(mine, fresh, credit)
         baseline = {name: jnp.where(mine, getattr(task, name), kept) for name, kept in baseline.items()}
         tasks[j] = task.replace(
@@ -113,28 +115,48 @@ def replayed_batch(
 def remember(
     task: TaskState,
     samples: replay.Samples,
-    assessment: Assessment,
     keep: Array,
     key: jax.Array,
     decay: float,
+    archive_decay: float,
 ) -> TaskState:
     """The task's state after a batch: samples offered to its buffer, the kept ones absorbed by its archive.
 
+    The archive decays first. The credit of the samples, the offered ones and those whose slot depends on it,
+    is what each adds to the archive as it is after the batch, less its own share: what a draw would find.
     The baselines start from the fresh samples' means, so that replay finds them in place.
+
+    Args:
+      task: before the batch.
+      samples: all of the batch.
+      keep: [N] bool, which of them the archive absorbs.
+      key: of the reservoir.
+      decay: of the baselines.
+      archive_decay: what is left of a sample's weight in the archive after each later batch of its task.
     """
     e = diversity.weighted(samples.features, samples.weight)
+    archive, buffer = task.archive, task.buffer
+    if archive_decay < 1:
+        archive, buffer = _decay(archive, archive_decay), replay.decay(buffer, archive_decay)
+    archive = _absorb(archive, e, samples.label, keep)
+    chosen = buffer.chosen
+    refreshed = _marginal(
+        archive, diversity.weighted(chosen.features, chosen.weight), chosen.label, chosen.counted
+    )
+    credit = _marginal(archive, e, samples.label, samples.counted)
     everyone = jnp.ones(keep.shape, bool)
+    decay = jnp.where(buffer.seen > 0, decay, 0.0)  # nothing came before the first batch
     return task.replace(
-        buffer=replay.insert(task.buffer, samples, key),
-        archive=_absorb(task.archive, e, samples.label, keep),
+        buffer=replay.insert(buffer, samples, key, credit, refreshed),
+        archive=archive,
         quality=_moved(task.quality, samples.quality, everyone, decay),
         weight=_moved(task.weight, samples.weight, everyone, decay),
-        credit=_moved(task.credit, assessment.credit, everyone, decay),
+        credit=_moved(task.credit, credit, everyone, decay),
         kept=task.kept + np.int32(keep.sum()),
     )
 
 
-def _moved(mean: Any, values: Array, mine: Array, decay: float) -> jax.Array:
+def _moved(mean: Any, values: Array, mine: Array, decay: Array | float) -> jax.Array:
     count = mine.sum()
     new = jnp.where(mine, values, 0.0).sum() / jnp.maximum(count, 1)
     return jnp.where(count > 0, decay * mean + (1.0 - decay) * new, mean)

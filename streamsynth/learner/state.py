@@ -45,6 +45,7 @@ class RunState:
       turn_step: [] int32, steps taken in the present turn; the first one only measures.
       step: [] int32, steps taken in all. It names the random keys and never runs back.
       policy_version: [] int32, updates taken in all, by tuning and by reward.
+      samples: [] int64, texts written so far to learn from or to probe: the budget that was used.
       params: what is trained of the policy's variables: {"params": tree}, or {"lora": adapter} where the
         network itself is frozen. Then a checkpoint holds the adapter alone.
       reference: the snapshot of the same that KL refers to.
@@ -60,6 +61,7 @@ class RunState:
     turn_step: Array
     step: Array
     policy_version: Array
+    samples: Array
     params: Any
     reference: Any
     opt_state: Any
@@ -72,13 +74,23 @@ class RunState:
     journals: Array
 
 
+def new_buffer(config: Any) -> replay.Buffer:
+    """An empty replay buffer: of `replay.capacity` slots, or as many as fit into `replay.megabytes`.
+
+    Raises:
+      UserError: not even one sample fits.
+    """
+    r, c = config.rollout, config.replay
+    widths = (r.prompt_length, r.completion_length, config.feedback.width)
+    capacity = min(c.capacity, replay.capacity_for(int(c.megabytes * 1e6), *widths)) if c.capacity else 0
+    elite, leverage = (int(capacity * share + 1e-6) for share in (c.elite_share, c.leverage_share))
+    return replay.empty(capacity, *widths, elite, min(leverage, capacity - elite))
+
+
 def new_task(config: Any, num_labels: int) -> TaskState:
     """Nothing remembered yet."""
-    r = config.rollout
     return TaskState(
-        buffer=replay.empty(
-            config.replay.capacity, r.prompt_length, r.completion_length, config.feedback.width
-        ),
+        buffer=new_buffer(config),
         archive=diversity.empty(num_labels, config.feedback.width, config.feedback.ridge),
         quality=np.float32(0),
         weight=np.float32(0),
@@ -109,6 +121,7 @@ def new_state(
         turn_step=np.int32(0),
         step=np.int32(0),
         policy_version=np.int32(0),
+        samples=np.int64(0),
         params=params,
         reference=params,
         opt_state=opt_state,

@@ -79,6 +79,7 @@ def assess(
     reward: str = "credit",
     choices: Choices = OBJECTIVES["streamsynth"],
     constants: RivalConfig = RivalConfig(),  # noqa: B008, frozen
+    elsewhere: Array | None = None,
 ) -> Assessment:
     """Advantages of fresh samples: what the reward pays them, compared and scaled as the objective says.
 
@@ -99,8 +100,11 @@ def assess(
       reward: a name in `rivals.REWARDS`.
       choices: of the objective.
       constants: of the rivals.
+      elsewhere: [D, D], what other tasks' archives count for (`diversity.beside`); nothing by default.
     """
     archive = diversity.decay(archive, remembered)
+    if elsewhere is not None:
+        archive = diversity.beside(archive, elsewhere)
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
     credit, novelty = _novelty(archive, e, label, neutral)

@@ -1,8 +1,12 @@
-"""What is remembered of past tasks: one reservoir of samples per task, and the weights for learning from it.
+"""What is remembered of past tasks: a buffer of samples per task, and the weights for learning from it.
 
-A buffer holds C samples, a uniform draw from all that were ever offered to it (reservoir sampling,
-Vitter 1985, algorithm R). A replayed sample y was written by an older policy mu, so its gradient is
-weighted by the truncated importance ratio of the whole sequence, without any clipping on top:
+A buffer has slots of three kinds. The *reservoir* holds a uniform draw from all samples that were ever
+offered (reservoir sampling, Vitter 1985, algorithm R). The *elite* slots hold those of best quality, the
+*leverage* slots those that add most to what is kept of the task today. A batch is drawn uniformly from
+the distinct samples of all slots, so that the kinds have the shares of their slots.
+
+A replayed sample y was written by an older policy mu, so its gradient is weighted by the truncated
+importance ratio of the whole sequence, without any clipping on top:
 
     sg(min(cap, pi(y | x) / mu(y | x))) * A * grad log pi(y | x)
 
@@ -34,7 +38,8 @@ class Samples:
     features: [M, D] float32 unit vectors.
     quality: [M] float32.
     weight: [M] float32, r(quality) in [0, 1]; sqrt(weight) * features is the sample's diversity vector e.
-    in_archive: [M] bool, whether the archive of its task and label counts e e^T.
+    counted: [M] float32, the weight of e e^T in the archive of its task and label: 0 where it is not there,
+      1 where it was just absorbed, and the product of the decays since.
     step: [M] int32, the step at which the policy wrote it.
     """
 
@@ -48,29 +53,40 @@ class Samples:
     features: Array
     quality: Array
     weight: Array
-    in_archive: Array
+    counted: Array
     step: Array
 
 
 @flax.struct.dataclass
 class Buffer:
-    """The reservoir of one task.
+    """What one task is replayed from: C slots, first the reservoir's, then the elite and leverage slots.
 
-    samples: C slots; those from `filled` on are empty (zeros).
+    samples: C slots; those that are empty hold nothing of meaning.
+    number: [C] int32, which of the samples ever offered a slot holds, counted from 0; -1 where it is empty.
+      A sample may have a slot of every kind.
     seen: [] int32, samples ever offered.
+    elite, leverage: slots of these kinds; static.
     """
 
     samples: Samples
+    number: Array
     seen: Array
+    elite: int = flax.struct.field(pytree_node=False, default=0)
+    leverage: int = flax.struct.field(pytree_node=False, default=0)
 
     @property
     def capacity(self) -> int:
-        return self.samples.label.shape[0]
+        return self.number.shape[0]
 
     @property
-    def filled(self) -> Array:
-        """[] int32, the number of slots in use; they are the first ones."""
-        return jnp.minimum(self.seen, self.capacity)
+    def reservoir(self) -> int:
+        """Slots of the reservoir."""
+        return self.capacity - self.elite - self.leverage
+
+    @property
+    def chosen(self) -> Samples:
+        """The samples of the elite and leverage slots, whose place depends on today's credit."""
+        return jax.tree.map(lambda leaf: leaf[self.reservoir :], self.samples)
 
 
 @flax.struct.dataclass
@@ -100,17 +116,29 @@ def empty_samples(count: int, prompt_length: int, completion_length: int, featur
         features=jnp.zeros((count, feature_width), jnp.float32),
         quality=jnp.zeros((count,), jnp.float32),
         weight=jnp.zeros((count,), jnp.float32),
-        in_archive=jnp.zeros((count,), bool),
+        counted=jnp.zeros((count,), jnp.float32),
         step=jnp.zeros((count,), jnp.int32),
     )
 
 
-def empty(capacity: int, prompt_length: int, completion_length: int, feature_width: int) -> Buffer:
-    """A buffer that has seen nothing."""
-    if capacity < 1:
-        raise ValueError(f"a replay buffer needs at least one slot, not {capacity}")
-    samples = empty_samples(capacity, prompt_length, completion_length, feature_width)
-    return Buffer(samples=samples, seen=jnp.zeros((), jnp.int32))
+def empty(
+    capacity: int,
+    prompt_length: int,
+    completion_length: int,
+    feature_width: int,
+    elite: int = 0,
+    leverage: int = 0,
+) -> Buffer:
+    """A buffer that has seen nothing, `elite` and `leverage` of its slots for chosen samples."""
+    if min(elite, leverage, capacity - elite - leverage) < 0:
+        raise ValueError(f"a buffer of {capacity} slots cannot have {elite} + {leverage} for chosen samples")
+    return Buffer(
+        samples=empty_samples(capacity, prompt_length, completion_length, feature_width),
+        number=jnp.full((capacity,), -1, jnp.int32),
+        seen=jnp.zeros((), jnp.int32),
+        elite=elite,
+        leverage=leverage,
+    )
 
 
 def nbytes(buffer: Buffer) -> int:
@@ -130,65 +158,110 @@ def capacity_for(byte_budget: int, prompt_length: int, completion_length: int, f
     capacity = (byte_budget - (one - per_sample)) // per_sample
     if capacity < 1:
         raise UserError(
-            f"a replay buffer of {byte_budget} bytes cannot hold one sample, which takes {one} bytes "
-            f"(prompt {prompt_length}, completion {completion_length}, features {feature_width}): "
-            "raise its budget"
+            f"replay.megabytes = {byte_budget / 1e6:g} cannot hold one sample, which takes {one} bytes "
+            f"(prompt {prompt_length}, completion {completion_length}, features {feature_width}): raise it."
         )
     return capacity
 
 
-@jax.jit
-def insert(buffer: Buffer, samples: Samples, key: jax.Array, offered: Array | None = None) -> Buffer:
-    """Offers N samples, in their order, to the reservoir.
+def decay(buffer: Buffer, factor: float) -> Buffer:
+    """The buffer after its task's archive has decayed by this factor."""
+    samples = buffer.samples
+    return buffer.replace(samples=samples.replace(counted=factor * samples.counted))
 
-    The same as N single steps of algorithm R: the t-th sample ever offered (from 0) takes slot t while
-    there is one; later it takes a slot drawn from 0..t, or is let go if that slot does not exist.
+
+@jax.jit
+def insert(
+    buffer: Buffer,
+    samples: Samples,
+    key: jax.Array,
+    credit: Array | None = None,
+    refreshed: Array | None = None,
+    offered: Array | None = None,
+) -> Buffer:
+    """Offers N samples, in their order, to all kinds of slots.
+
+    The reservoir's are the same as N single steps of algorithm R: the t-th sample ever offered (from 0)
+    takes slot t while there is one; later it takes a slot drawn from 0..t, or is let go if that slot does
+    not exist. The elite are the best by quality, then by credit, and then the newest, which today's policy
+    has moved least away from; quality must be above 0. The leverage slots' are the best by credit above 0,
+    then the newest.
 
     Args:
       buffer: of capacity C.
       samples: N samples.
       key: used up.
+      credit: [N] float32, what each sample adds to today's archive without itself; 0 by default.
+      refreshed: [elite + leverage] float32, the same of `buffer.chosen`.
       offered: [N] bool, true where a sample is offered at all; all of them by default. The others
         leave no trace, and with a mask the shapes stay the same from batch to batch.
 
     Returns:
       The buffer after it.
     """
-    count, capacity = samples.label.shape[0], buffer.capacity
+    count, capacity, reservoir = samples.label.shape[0], buffer.capacity, buffer.reservoir
     offered = jnp.ones(count, bool) if offered is None else jnp.asarray(offered)
-    order = buffer.seen + jnp.cumsum(offered) - 1
+    order = (buffer.seen + jnp.cumsum(offered) - 1).astype(jnp.int32)
     drawn = jax.random.randint(key, (count,), 0, jnp.maximum(order, 0) + 1)
-    slot = jnp.where(order < capacity, order, drawn)
-    slot = jnp.where(offered, slot, capacity)
+    slot = jnp.where(order < reservoir, order, drawn)
+    slot = jnp.where(offered, slot, reservoir)
     # A slot drawn twice belongs to the later sample; a scatter with repeated indices has no such order.
-    owner = jnp.full(capacity, -1).at[slot].max(jnp.arange(count), mode="drop")
+    owner = jnp.full(reservoir, -1).at[slot].max(jnp.arange(count), mode="drop")
 
-    def replace(old: Array, new: Array) -> Array:
-        taken = (owner >= 0).reshape((capacity,) + (1,) * (new.ndim - 1))
-        return jnp.where(taken, jnp.asarray(new)[jnp.maximum(owner, 0)].astype(old.dtype), old)
+    # --- Which of the C + N samples, the stored ones first, each slot holds from now on ---
+    pool = jax.tree.map(
+        lambda old, new: jnp.concatenate([old, jnp.asarray(new, old.dtype)]), buffer.samples, samples
+    )
+    number = jnp.concatenate([buffer.number, jnp.where(offered, order, -1)])
+    credit = jnp.zeros(count) if credit is None else credit
+    refreshed = jnp.zeros(capacity - reservoir) if refreshed is None else refreshed
+    credit = jnp.concatenate([jnp.zeros(reservoir), refreshed, credit])
 
-    seen = buffer.seen + jnp.sum(offered).astype(jnp.int32)
-    return Buffer(samples=jax.tree.map(replace, buffer.samples, samples), seen=seen)
+    def best(start: int, slots: int, *keys: Array) -> tuple[Array, Array]:
+        """The `slots` best of the kind's own samples and the new ones by `keys`, and their numbers."""
+        rivals = jnp.concatenate([jnp.arange(start, start + slots), capacity + jnp.arange(count)])
+        worthy = (number[rivals] >= 0) & (keys[0][rivals] > 0)
+        falling = [jnp.where(worthy, key[rivals], -1) for key in (number, *reversed(keys))]
+        first = jnp.lexsort([-key for key in falling])[:slots]
+        return rivals[first], jnp.where(worthy, number[rivals], -1)[first]
+
+    kept = jnp.where(owner >= 0, capacity + owner, jnp.arange(reservoir))
+    elite, elite_number = best(reservoir, buffer.elite, pool.quality, credit)
+    leverage, leverage_number = best(reservoir + buffer.elite, buffer.leverage, credit)
+    source = jnp.concatenate([kept, elite, leverage])
+    return buffer.replace(
+        samples=jax.tree.map(lambda leaf: leaf[source], pool),
+        number=jnp.concatenate([number[kept], elite_number, leverage_number]),
+        seen=buffer.seen + jnp.sum(offered).astype(jnp.int32),
+    )
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def sample(buffer: Buffer, key: jax.Array, count: int) -> tuple[Samples, jax.Array]:
-    """`count` of the buffer's samples, uniformly without replacement.
+    """`count` of the buffer's distinct samples, uniformly without replacement.
 
     Returns:
-      The samples, and [count] bool: true where a row is one. While fewer than `count` slots are in
-      use, every sample comes once, first, and the other rows are not valid.
+      The samples, and [count] bool: true where a row is one. Where there are fewer than `count` distinct
+      samples, each comes once, first, and the other rows are not valid.
 
     Raises:
       ValueError: `count` is more than the capacity.
     """
     if count > buffer.capacity:
         raise ValueError(f"cannot draw {count} samples from a replay buffer of capacity {buffer.capacity}")
-    used = jnp.arange(buffer.capacity) < buffer.filled
-    # The slots with the largest of independent random numbers are a uniform subset; empty slots come last.
-    rank = jnp.where(used, jax.random.uniform(key, (buffer.capacity,)), -1.0)
+    once = _once(buffer.number)
+    # The slots with the largest of independent random numbers are a uniform subset; the others come last.
+    rank = jnp.where(once, jax.random.uniform(key, once.shape), -1.0)
     _, index = jax.lax.top_k(rank, count)
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], buffer.samples), used[index]
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], buffer.samples), once[index]
+
+
+def _once(number: Array) -> jax.Array:
+    """[C] bool: true at one slot of every sample that has any."""
+    order = jnp.argsort(number)
+    ordered = number[order]
+    first = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])[: len(number)]
+    return jnp.zeros(number.shape, bool).at[order].set(first & (ordered >= 0))
 
 
 def sample_tasks(buffers: Sequence[Buffer], counts: Array, key: jax.Array, size: int) -> Draw:

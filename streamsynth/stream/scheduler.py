@@ -35,6 +35,7 @@ class Config:
       staleness: steps after which an unseen past task is drawn whatever its weight is ("progress" only).
       fast: decay of the fast running mean of quality.
       slow: decay of the slow one.
+      probe_every: steps of a turn after which a past task is probed; 0 probes none.
     """
 
     strategy: str = "progress"
@@ -48,11 +49,12 @@ class Config:
     staleness: int = 10
     fast: float = 0.7
     slow: float = 0.95
+    probe_every: int = 4
 
     def __post_init__(self):
         if self.strategy not in STRATEGIES:
             raise UserError(f"scheduler.strategy is {self.strategy!r}: choose one of {', '.join(STRATEGIES)}")
-        zero_or_more = dict.fromkeys(("share", "progress", "forgetting", "optimism"), 0)
+        zero_or_more = dict.fromkeys(("share", "progress", "forgetting", "optimism", "probe_every"), 0)
         for name, least in {"samples": 1, "ramp": 1, "staleness": 1, **zero_or_more}.items():
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= least):
@@ -85,6 +87,7 @@ class State:
     fast, slow: float32, running means of quality; 0 before any.
     probes: int32, probes recorded.
     best_probe, last_probe: float32; 0 before any.
+    probed: int32, the step of the last probe; -1 before any.
     """
 
     visits: np.ndarray
@@ -95,6 +98,7 @@ class State:
     probes: np.ndarray
     best_probe: np.ndarray
     last_probe: np.ndarray
+    probed: np.ndarray
 
     @property
     def num_tasks(self) -> int:
@@ -135,6 +139,7 @@ def empty(num_tasks: int) -> State:
         probes=integers,
         best_probe=floats,
         last_probe=floats,
+        probed=integers - 1,
     )
 
 
@@ -191,7 +196,20 @@ def record(state: State, task: int, quality: float, config: Config) -> State:
     )
 
 
-def record_probe(state: State, task: int, value: float) -> State:
+def to_probe(state: State, turn: int, steps: int, last: bool, config: Config) -> tuple[int, ...]:
+    """The tasks to be probed after `steps` steps of a turn.
+
+    Every so many steps it is the past task that has waited longest, and after the turn's last step its own
+    task too: the best that is known of a task when others begin to change the policy.
+    """
+    if not config.probe_every:
+        return ()
+    past = turn > 0 and steps % config.probe_every == 0
+    longest = (int(np.argmin(np.asarray(state.probed)[:turn])),) if past else ()
+    return longest + ((turn,) if last else ())
+
+
+def record_probe(state: State, task: int, value: float, step: int) -> State:
     """Takes in a probe of a task: the same measure every time, the higher the better."""
     _check_finite("probe", value)
     best = value if state.probes[task] == 0 else max(float(state.best_probe[task]), value)
@@ -199,6 +217,7 @@ def record_probe(state: State, task: int, value: float) -> State:
         probes=_with(state.probes, task, state.probes[task] + 1),
         best_probe=_with(state.best_probe, task, best),
         last_probe=_with(state.last_probe, task, value),
+        probed=_with(state.probed, task, step),
     )
 
 
