@@ -288,7 +288,7 @@ def assemble(
         objective=objective_config(config.objective),
         rivals=rivals.RivalConfig(**config.rivals.to_dict()),
         scheduler=_scheduler(config),
-        patterns=patterns.Config(**config.patterns.to_dict()),
+        patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),
         experience=experience,
         place=lambda tree: jax.device_put(tree, batch),
     )

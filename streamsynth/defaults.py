@@ -159,7 +159,16 @@ def default_config() -> ConfigDict:
                 fast=0.7,
                 slow=0.95,
             ),
-            patterns=dict(floor=0.25, temperature=0.1, prior=32.0, task_decay=0.9, shared_decay=0.99),
+            patterns=dict(  # which strategies the prompts ask for
+                choice="softmax",  # or "thompson", "ucb"
+                floor=0.25,  # share of the prompts that is spread evenly over all strategies
+                temperature=0.05,  # "softmax": in units of reward
+                bonus=3.0,  # "ucb": standard deviations
+                prior=64.0,  # samples that what other tasks say is worth, and that 0 is worth to them
+                noise=0.5,  # standard deviation of a reward, before any is seen
+                task_decay=0.9,  # of a task's statistics, with each of its batches
+                shared_decay=0.99,  # of the shared ones, with each batch
+            ),
             dataset=dict(
                 per_label=0,  # rows a label in the data set; 0 takes what is balanced
                 select="best",  # which: by quality; or "spread_out", by the log-volume they add

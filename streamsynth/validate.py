@@ -132,6 +132,8 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "feedback.ridge",
         "objective.replay_cap",
         "optimizer.clip_norm",
+        "patterns.bonus",
+        "patterns.noise",
         "patterns.prior",
         "patterns.temperature",
         "policy.lora.alpha",
@@ -161,6 +163,7 @@ _CHOICES = {
     "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
     "feedback.features": ("ngrams", "hidden"),
+    "patterns.choice": ("softmax", "thompson", "ucb"),
     "policy.format": ("auto", "markers", "plain", "chat"),
 }
 

@@ -20,8 +20,6 @@ from streamsynth.stream import patterns
 # Keys that may differ between a run and its continuation: they change nothing of what is computed. Named
 # weights may move: what they are is held by their hash.
 _FREE = ("checkpoint.", "cache_dir", "policy.init")
-# What of the patterns says something about tasks never seen.
-_EXPERIENCE = ("shared_count", "shared_advantage")
 
 
 class Workdir:
@@ -69,16 +67,29 @@ class Workdir:
 
     def write_experience(self, state: patterns.State) -> None:
         """Keeps what the patterns of the run that this one starts from had learned."""
-        shared = {name: getattr(state, name).tolist() for name in _EXPERIENCE}
+        shared = {name: getattr(state, name).tolist() for name in patterns.SHARED}
         atomic_write(self.path / "experience.json", json.dumps(shared, indent=1) + "\n")
 
     def experience(self) -> patterns.State | None:
-        """What `write_experience` was given, as far as another stream can use it; None for a fresh run."""
+        """What `write_experience` was given, as far as another stream can use it; None for a fresh run.
+
+        Raises:
+          UserError: it was written with other strategies or other statistics of them.
+        """
         path = self.path / "experience.json"
         if not path.is_file():
             return None
         shared = json.loads(path.read_text())
-        return patterns.empty(0).replace(**{name: np.float32(shared[name]) for name in _EXPERIENCE})
+        state = patterns.empty(0)
+        for name in patterns.SHARED:
+            values = np.asarray(shared.get(name, ()), np.float32)
+            if values.shape != getattr(state, name).shape:
+                raise UserError(
+                    f"{path} does not hold {name} of {len(patterns.STRATEGIES)} strategies (another version "
+                    "wrote it): train anew in a new --workdir."
+                )
+            state = state.replace(**{name: values})
+        return state
 
     def write_config(self, config: ConfigDict) -> None:
         atomic_write(self.path / "config.json", config_lib.to_json(config))

@@ -91,6 +91,7 @@ KEYS = [
     ("scheduler.strategy=random", "choose one of progress, uniform"),
     ("scheduler.fast=0.99", "fast below slow"),
     ("patterns.temperature=0", "patterns.temperature = 0"),
+    ("patterns.choice=greedy", "choose one of softmax, thompson, ucb"),
     ("feedback.features=words", "choose one of ngrams, hidden"),
     ("feedback.judges.posterior=-1", "feedback.judges.posterior = -1.0"),
     ("feedback.judges.oracle=1", "feedback.judges.oracle"),
