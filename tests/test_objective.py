@@ -13,7 +13,7 @@ from streamsynth.stream.replay import effective_sample_size
 
 N, P, T = 8, 4, 5
 TEMPERATURE = np.float32(0.9)
-LOW, HIGH = ObjectiveConfig.clip_low, ObjectiveConfig.clip_high
+LOW, HIGH = ObjectiveConfig().choices.clip_low, ObjectiveConfig().choices.clip_high
 
 
 # Configs enter as traced numbers, so that each loss compiles once.
