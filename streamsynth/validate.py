@@ -145,7 +145,7 @@ _CHOICES = {
     "stream.on_bad_row": ("error", "skip"),
     "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
-    "feedback.features": ("ngrams", "hidden"),
+    "feedback.features": ("ngrams", "hidden", "encoder"),
     "policy.format": ("auto", "markers", "plain", "chat"),
 }
 
