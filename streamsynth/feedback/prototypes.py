@@ -1,7 +1,7 @@
-"""A classifier from a few examples a label: the nearest mean, with a temperature that is found, not tuned.
+"""A classifier from a few examples a label: the nearest mean, with a temperature found on them.
 
-Prototypical networks (Snell, Swersky and Zemel 2017, arXiv 1703.05175, eq. 2) on vectors that are given: labels
-are Gaussians of one common, round covariance around their means, so that
+Prototypical networks (Snell, Swersky and Zemel 2017, arXiv 1703.05175, eq. 2) on vectors that are given:
+labels are Gaussians of one common, round covariance around their means, so that
 
     p(k | x) proportional to exp(-|x - mean_k|^2 / (2 temperature)).
 

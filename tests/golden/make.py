@@ -11,7 +11,7 @@ For each family a folder with config.json, model.safetensors and expected.safete
 
 And the folder of a tiny sentence encoder, whose expected.safetensors has
 
-    vectors [N, H] float32  of encoders.TEXTS, the means of the last layer over each text's tokens, of length 1
+    vectors [N, H] float32  of encoders.TEXTS: the last layer's means over each text's tokens, of length 1
 """
 
 import pathlib
