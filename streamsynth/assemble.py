@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from streamsynth import pretrain, validate
 from streamsynth.errors import UserError
+from streamsynth.feedback.encoder import Encoder, check_encoder, load_encoder
 from streamsynth.feedback.reward import JudgeContext, Reward, check_judges, make_reward
 from streamsynth.keys import purpose_key
 from streamsynth.learner import rivals
@@ -47,6 +48,7 @@ class Setting:
 
     initial: what is trained, before anything: all of the base policy's variables, or an adapter that changes
       nothing yet.   frozen: the other variables.
+    encoder: of sentences, where features or a judge ask for one.
     """
 
     config: Any
@@ -57,6 +59,7 @@ class Setting:
     form: PromptFormat
     tasks: tuple[Task, ...]
     rewards: tuple[Reward, ...]
+    encoder: Encoder | None
     featurize: Featurizer
     optimizer: optax.GradientTransformation
     objective: ObjectiveConfig
@@ -87,6 +90,8 @@ def check(config: Any) -> None:
     mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
     check_judges(config.feedback.judges.to_dict())
     rivals.check(config, resolve(config.objective))
+    if _asks_for_encoder(config.feedback):
+        check_encoder(config.feedback.encoder)
     patterns.Config(**config.patterns.to_dict())
     for name in config.evaluation.strategies:
         if name not in STRATEGIES:
@@ -265,9 +270,12 @@ def assemble(
         adapter_shardings = mesh_lib.param_shardings(adapter, adapter_axes(network.lora, axes), mesh)
         initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
+    encoder = load_encoder(f.encoder) if _asks_for_encoder(f) else None
     with mesh_lib.use(mesh):
         rewards = tuple(
-            make_reward(judge_context(policy, form, task, config.objective.chunk), f.judges.to_dict())
+            make_reward(
+                judge_context(policy, form, task, config.objective.chunk, encoder), f.judges.to_dict()
+            )
             for task in tasks
         )
     return Setting(
@@ -279,7 +287,8 @@ def assemble(
         form=form,
         tasks=tuple(tasks),
         rewards=rewards,
-        featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form),
+        encoder=encoder,
+        featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder),
         optimizer=make_optimizer(
             config.optimizer,
             config.learner.steps * len(tasks),
@@ -294,6 +303,10 @@ def assemble(
     )
 
 
+def _asks_for_encoder(feedback: Any) -> bool:
+    return feedback.features == "encoder" or feedback.judges.get("encoder", 0.0) > 0
+
+
 def _scheduler(config: Any) -> scheduler.Config:
     keys, share = config.scheduler.to_dict(), config.replay.share
     if config.stream.experience == "isolated":  # it has no past to replay or to probe
@@ -301,18 +314,21 @@ def _scheduler(config: Any) -> scheduler.Config:
     return scheduler.Config(**keys, samples=config.rollout.prompts * config.rollout.samples, share=share)
 
 
-def judge_context(policy: Policy, form: PromptFormat, task: Task, chunk: int = 1024) -> JudgeContext:
+def judge_context(
+    policy: Policy, form: PromptFormat, task: Task, chunk: int = 1024, encoder: Encoder | None = None
+) -> JudgeContext:
     """The judges' share of the label budget: some examples stand in prompts, the others measure."""
     examples = [task.examples_of(label) for label in task.labels]
-    shown = min(SHOWN["imitate"][0], max(1, len(examples[0]) // 2))
+    count = min(SHOWN["imitate"][0], max(1, len(examples[0]) // 2))
     prompts = [
-        form.prompt(task.brief, STRATEGIES.index("imitate"), label, [e.text for e in own[:shown]], ())[0]
+        form.prompt(task.brief, STRATEGIES.index("imitate"), label, [e.text for e in own[:count]], ())[0]
         for label, own in zip(task.labels, examples, strict=True)
     ]
-    count = len(prompts)
+    labels = len(prompts)
+    shown = tuple(e for own in examples for e in own[:count])
     # A text may be among the examples twice.
-    read = {e.text for own in examples for e in own[:shown]}
-    held_back = [e for own in examples for e in own[shown:] if e.text not in read]
+    read = {e.text for e in shown}
+    held_back = [e for own in examples for e in own[count:] if e.text not in read]
 
     def encode(texts):
         # A text that is too long is cut: the judge reads what the policy could have written of it.
@@ -322,10 +338,12 @@ def judge_context(policy: Policy, form: PromptFormat, task: Task, chunk: int = 1
         task=task,
         model=policy.model,
         base=policy.variables,
-        prompts=form.pad_prompts(prompts, np.arange(count), np.zeros(count)),
+        prompts=form.pad_prompts(prompts, np.arange(labels), np.zeros(labels)),
         held_back=tuple(held_back),
         encode=encode,
         chunk=chunk,
+        shown=shown,
+        encoder=encoder,
     )
 
 

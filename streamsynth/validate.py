@@ -162,8 +162,8 @@ _CHOICES = {
     "dataset.select": ("best", "spread_out"),
     "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
-    "feedback.features": ("ngrams", "hidden"),
     "patterns.choice": ("softmax", "thompson", "ucb"),
+    "feedback.features": ("ngrams", "hidden", "encoder"),
     "policy.format": ("auto", "markers", "plain", "chat"),
 }
 

@@ -1,4 +1,4 @@
-"""Diversity credit against brute force in float64, exact enumeration and a mesh of devices."""
+"""Diversity credit against brute force in float64 and a mesh of devices (enumeration: test_enumeration.py)."""
 
 import itertools
 import os
@@ -188,53 +188,6 @@ def test_full_archive_and_duplicates_stay_accurate():
     actual = credit(archive, e.astype(np.float32), label)
     np.testing.assert_allclose(actual[0], expected[0], rtol=1e-3)
     np.testing.assert_allclose(actual[1], expected[1], rtol=1e-3)
-
-
-def test_policy_gradient_is_unbiased_by_exact_enumeration():
-    """sum_i (credit_i - b_i) grad log pi(y_i) has the mean grad E[f] over *all* batches of a tiny policy.
-
-    Four samples of two labels, three texts each (one of them gated), a softmax policy for each label.
-    """
-    label = np.array([0, 0, 1, 0])
-    rng = np.random.default_rng(14)
-    with jax.enable_x64(True):
-        weight = np.array([[1.0, 0.4, 0.0], [0.3, 0.9, 0.7]])
-        texts = jnp.asarray(np.sqrt(weight)[:, :, None] * unit(rng, 6, 4).reshape(2, 3, 4))  # [K, texts, D]
-        kept, kept_label = unit(rng, 5, 4), np.array([0, 1, 0, 0, 1])
-        matrix = np.stack(
-            [0.1 * np.eye(4) + kept[kept_label == k].T @ kept[kept_label == k] for k in range(2)]
-        )
-        archive = diversity.Archive(
-            matrix=jnp.asarray(matrix), count=jnp.array([3.0, 2.0]), ridge=jnp.float64(0.1)
-        )
-        theta = jnp.asarray(rng.normal(size=(2, 3)))
-        batches = jnp.array(list(itertools.product(range(3), repeat=4)))  # [81, 4]
-
-        def log_prob(theta, chosen):
-            return jax.nn.log_softmax(theta)[label, chosen]  # [4]
-
-        def expected_value(theta):
-            values = jax.vmap(lambda chosen: diversity.value(archive, texts[label, chosen], label).sum())(
-                batches
-            )
-            probability = jax.vmap(lambda chosen: jnp.exp(log_prob(theta, chosen).sum()))(batches)
-            return jnp.sum(probability * values)
-
-        def expected_estimate(advantage):
-            def one(chosen):
-                a = advantage(*diversity.credit(archive, texts[label, chosen], label))
-                score = jax.jacobian(log_prob)(theta, chosen)  # [4, K, texts]
-                return jnp.exp(log_prob(theta, chosen).sum()) * jnp.einsum("i,ikm->km", a, score)
-
-            return jax.jit(jax.vmap(one))(batches).sum(axis=0)
-
-        truth = jax.jit(jax.grad(expected_value))(theta)
-        np.testing.assert_allclose(expected_estimate(lambda c, b: c), truth, atol=1e-12)
-        np.testing.assert_allclose(expected_estimate(lambda c, b: b), 0.0, atol=1e-12)
-        np.testing.assert_allclose(expected_estimate(lambda c, b: c - b), truth, atol=1e-12)
-        # What the baseline is for: centring within the batch is *not* unbiased.
-        centred = expected_estimate(lambda c, b: jnp.where(label == 0, c - jnp.mean(c[label == 0]), c))
-        assert np.abs(centred - truth).max() > 0.01
 
 
 def test_absorb_adds_the_kept_and_only_them():

@@ -12,6 +12,8 @@ from absl import logging
 
 from streamsynth.errors import UserError
 from streamsynth.feedback import judge as judge_lib
+from streamsynth.feedback import prototypes
+from streamsynth.feedback.encoder import Encoder
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
 from streamsynth.tasks.question_answer import wrongly_answered
@@ -27,6 +29,8 @@ class JudgeContext:
     held_back: examples that no prompt of the judge shows.
     encode: texts to tokens [N, T] and mask [N, T].
     chunk: positions whose logits exist at one time.
+    shown: the examples that the prompts show; a judge that is fitted is fitted on these.
+    encoder: of sentences, where a judge asks for one.
     """
 
     task: Task
@@ -36,6 +40,8 @@ class JudgeContext:
     held_back: tuple[Example, ...]
     encode: Any
     chunk: int = 1024
+    shown: tuple[Example, ...] = ()
+    encoder: Encoder | None = None
 
 
 # What the posterior reads at one time: a data set of texts, times the labels, would not fit in memory.
@@ -88,7 +94,22 @@ def _posterior(context: JudgeContext) -> Judge:
     return judge
 
 
-JUDGES = {"verifier": _verifier, "posterior": _posterior}
+def _encoder(context: JudgeContext) -> Judge:
+    """p(label | text) by sentence vectors: how near the text is to the label's examples, and not to others'.
+
+    It is blind to what lies far from all labels, and to how a text reads; gates and other judges are not.
+    """
+    labels, encoder = context.task.labels, context.encoder
+    shown = np.array([labels.index(example.label) for example in context.shown])
+    fitted = prototypes.fit(encoder.encode([e.text for e in context.shown]), shown, len(labels))
+
+    def judge(texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray:
+        return fitted.posterior(encoder.encode(texts))[np.arange(len(texts)), label]
+
+    return judge
+
+
+JUDGES = {"verifier": _verifier, "posterior": _posterior, "encoder": _encoder}
 
 
 @dataclasses.dataclass(frozen=True)

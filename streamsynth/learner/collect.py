@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from streamsynth.feedback import gates as gates_lib
+from streamsynth.feedback.encoder import Encoder
 from streamsynth.feedback.features import ngram_features, project_hidden
 from streamsynth.feedback.reward import Reward
 from streamsynth.keys import numpy_rng, purpose_key, sample_keys
@@ -102,10 +103,11 @@ def write(
 
 @dataclasses.dataclass(frozen=True)
 class Featurizer:
-    """Feature vectors of texts, by `feedback.features`: "ngrams" or "hidden".
+    """Feature vectors of texts, by `feedback.features`: "ngrams", "hidden" or "encoder".
 
     Hidden states are the frozen base policy's, averaged over the text, which it reads after an empty
-    prompt so that they depend on the text alone.
+    prompt so that they depend on the text alone. They, and the vectors of a sentence encoder, are projected
+    to D dimensions.
     """
 
     kind: str
@@ -114,15 +116,19 @@ class Featurizer:
     model: Transformer
     base: Any
     form: PromptFormat
+    encoder: Encoder | None = None
 
     def __call__(self, texts: Sequence[str], tokens: Array, mask: Array) -> Any:
         """[N, D] float32 unit vectors of N texts, given also as tokens and mask [N, T]."""
         if self.kind == "ngrams":
             return ngram_features(texts, self.width, self.seed)
+        key = purpose_key(self.seed, "projection")
+        if self.kind == "encoder":
+            return np.asarray(project_hidden(self.encoder.encode(texts), self.width, key))
         ids, none = np.array([self.form.neutral()], np.int32), np.zeros(1, np.int32)
         empty = Prompts(ids, np.ones(ids.shape, bool), none, none)  # no longer than it is
         hidden = mean_hidden(self.model, self.base, empty, tokens, mask)
-        return project_hidden(hidden, self.width, purpose_key(self.seed, "projection"))
+        return project_hidden(hidden, self.width, key)
 
 
 @dataclasses.dataclass(frozen=True)

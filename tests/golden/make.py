@@ -8,6 +8,10 @@ For each family a folder with config.json, model.safetensors and expected.safete
     lengths [B] int32       how many tokens of each are real
     logits [B, T, V]        float32, of eager attention; 0 at padding
     greedy [B, S] int32     the greedy continuation of each text, every token from a whole forward pass
+
+And the folder of a tiny sentence encoder, whose expected.safetensors has
+
+    vectors [N, H] float32  of encoders.TEXTS: the last layer's means over each text's tokens, of length 1
 """
 
 import pathlib
@@ -18,6 +22,7 @@ from safetensors.numpy import save_file
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+import encoders  # noqa: E402
 import huggingface_models  # noqa: E402
 
 LENGTHS = np.array([18, 11, 4], np.int32)
@@ -70,6 +75,9 @@ def main() -> None:
         save_file(arrays, folder / "expected.safetensors")
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{family}: seed {seed}, {size} bytes, {best} different tokens, closest choice {closest:.1e}")
+    encoders.write(HERE / "encoder", seed=0)
+    vectors = encoders.expected(HERE / "encoder", encoders.TEXTS)
+    save_file({"vectors": vectors}, HERE / "encoder" / "expected.safetensors")
 
 
 if __name__ == "__main__":
