@@ -14,14 +14,14 @@ REWARD_GROUPS = ("reward", "advantage", "sigma", "diversity", "gate")
 ALPHA = "alpha"
 # Counted at the steps where they happen, and nowhere else.
 COUNTED = ("scorer", "reject")
-TRAINING = {
-    "entropy": "entropy",
-    "group/dead": "dead groups",
-    "completion/truncated": "cut off",
-    "logprob/gap": "log-prob gap",
-    "replay/effective_samples": "effective samples of replay",
-    "replay/gradient_share": "gradient share of replay",
-}
+TRAINING = (
+    "entropy",
+    "group/dead",
+    "completion/truncated",
+    "logprob/gap",
+    "replay/effective_samples",
+    "replay/gradient_share",
+)
 WEIGHTED = "_weighted"
 
 _PATTERN = "pattern/"
