@@ -33,6 +33,7 @@ setup(
             "ipykernel>=6.29",
             "nbclient>=0.10",
             "nbformat>=5.10",
+            "prdc>=0.2",
             "pytest>=8.0",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

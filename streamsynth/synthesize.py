@@ -159,7 +159,13 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
         "tasks": names,
         "anchors": anchors,
         "datasets": datasets,
-        "patterns": patterns.summary(state.patterns, len(names) - 1, setting.patterns),
+        "patterns": {
+            "stream": patterns.summary(state.patterns, len(names) - 1, setting.patterns),
+            "tasks": {
+                name: patterns.summary(state.patterns, index, setting.patterns)
+                for index, name in enumerate(names)
+            },
+        },
         "judges": {name: reward.summary() for name, reward in zip(names, setting.rewards, strict=True)},
         "best_samples": best,
     }

@@ -32,7 +32,7 @@ def test_self_bleu_equals_sacrebleu():
 
 def test_vendi_equals_vendi_score():
     vendi_score = pytest.importorskip("vendi_score.vendi")
-    similarity = diversity.character_similarity(_sentences(50, seed=1))
+    similarity = diversity.cosine(diversity.character_features(_sentences(50, seed=1)))
     assert diversity.vendi(similarity) == pytest.approx(vendi_score.score_K(similarity), rel=1e-9)
 
 
@@ -44,7 +44,7 @@ def test_vendi_counts_groups_of_equal_texts():
 def test_character_similarity_by_hand():
     # " ab " has " ab" and "ab " once and, being shorter than five, itself twice. " abc " has six grams
     # (three, two and one of each order), of which only " ab" is shared.
-    similarity = diversity.character_similarity(["ab", "abc"])
+    similarity = diversity.cosine(diversity.character_features(["ab", "abc"]))
     expected = 1 / (math.sqrt(1 + 1 + 4) * math.sqrt(6))
     np.testing.assert_allclose(similarity, [[1.0, expected], [expected, 1.0]])
 
@@ -67,7 +67,8 @@ def test_duplicates_are_found():
 def test_every_metric_prefers_the_varied_set():
     varied = _sentences(60, seed=2, shortest=6)
     dull = _sentences(6, seed=2, shortest=6) * 10
-    more, less = diversity.measure(varied, 60, 0), diversity.measure(dull, 60, 0)
+    real = _sentences(90, seed=5, shortest=6)
+    more, less = (diversity.measure(texts, 60, 0, real) for texts in (varied, dull))
     for metric in diversity.METRICS:
         if metric in diversity.HIGHER_IS_MORE_DIVERSE:
             assert more[metric] > less[metric], metric
@@ -93,7 +94,9 @@ def test_order_does_not_matter_and_ranges_hold(texts, random):
     random.shuffle(shuffled)
     assert diversity.measure(shuffled, n, seed=7) == measured
     assert 1.0 - 1e-9 <= measured["vendi"] <= n + 1e-9
-    for metric in set(diversity.METRICS) - {"vendi", "compression_ratio"}:
+    assert measured["self_repetition"] >= 0.0
+    unbounded = {"vendi", "compression_ratio", "self_repetition"}
+    for metric in set(diversity.METRICS) - unbounded - {"coverage", "novel_sum"}:
         assert -1e-9 <= measured[metric] <= 1.0 + 1e-9, metric
 
 

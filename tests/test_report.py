@@ -1,164 +1,29 @@
-"""The report of a made-up run: figures worked by hand, a page that parses, mistakes that are said."""
+"""The report of a made-up run: figures worked by hand, pages that hold them, mistakes that are said."""
 
 from __future__ import annotations
 
-import html.parser
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_run import STEPS, STRATEGIES, TASKS, Page, accuracy, make_run, write_lines
 
 from streamsynth.errors import UserError
-from streamsynth.evaluation import diversity, figures, report
+from streamsynth.evaluation import diversity, figures, learning, report, tables
+from streamsynth.evaluation.markdown import shown
 
-TASKS = ("market_1", "kitchen_1", "bank_2", "weather_1", "film_3")
-STEPS = 30
-_TEXTS = (
-    "the soup came with bread on friday",
-    "i was told that the tea was cold",
-    "we asked for rice at dawn",
-)
+# What runs did not record before there were pages of it.
+NEW = ("pattern/", "advantage/", "sigma/", "scorer/", "reject/", "group/", "completion/", "logprob/")
 
 
-def make_run(folder: Path, turns: int = len(TASKS), tasks: tuple[str, ...] = TASKS) -> Path:
-    """A workdir like one that `train` leaves after so many turns; with a summary after the last."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"seed": 0, "stream": {"tasks": list(tasks)}}))
-    metrics = [
-        _metrics(turn * (STEPS + 1) + step, turn + 1, tasks[turn], step / STEPS, rng)
-        for turn in range(turns)
-        for step in range(STEPS)
-    ]
-    evaluations = [
-        _evaluation(turn, j, task, rng) for turn in range(turns + 1) for j, task in enumerate(tasks)
-    ]
-    _write_lines(folder / "metrics.jsonl", metrics)
-    _write_lines(folder / "evaluations.jsonl", evaluations)
-    if turns == len(tasks):
-        (folder / "summary.json").write_text(json.dumps(_summary(tasks, rng)))
-    return folder
+def words_of(folder: Path, page: str) -> list[str]:
+    return Page((folder / "report" / f"{page}.html").read_text()).words
 
 
-def accuracy(turn: int, j: int) -> float:
-    """The made-up transfer matrix: 0.02 more a turn, a leap at the own one, 0.03 less for each later one."""
-    return 0.6 + 0.02 * turn + (0.15 if turn > j else 0.0) - (0.03 * (turn - j - 1) if turn > j else 0.0)
-
-
-def _metrics(step: int, turn: int, task: str, progress: float, rng: np.random.Generator) -> dict:
-    valid = 0.5 + 0.04 * turn + 0.3 * progress + rng.normal(0, 0.04)
-    record = {
-        "step": step,
-        "turn": turn,
-        "task": task,
-        "reward/verifier": valid,
-        "reward/verifier_weighted": 0.9 * valid,
-        "reward/quality": 0.85 * valid,
-        "gate/parses": 0.99,
-        "gate/not_copied": 0.97 + rng.normal(0, 0.01),
-        "gate/length": 1.0,
-        "diversity/statistic": 2.0 - 0.2 * progress + rng.normal(0, 0.05),
-        "diversity/target": 1.9,
-        "diversity/credit": 0.4 - 0.2 * progress,
-        "alpha": 0.5 + 0.3 * progress,
-        "kl": 0.02 * progress,
-        "entropy": 2.4 - progress,
-        "loss/policy": rng.normal(0, 0.02),
-        "kept": 80.0,
-    }
-    if turn > 1:
-        record |= {"replay/effective_samples": 20.0 + rng.normal(), "replay/gradient_share": 0.2}
-    return record
-
-
-def _evaluation(turn: int, j: int, task: str, rng: np.random.Generator) -> dict:
-    learned = turn > j
-    spread = dict.fromkeys(diversity.METRICS, 0.1)
-    return {
-        "turn": turn,
-        "task": task,
-        "accuracy": accuracy(turn, j),
-        "macro_f1": accuracy(turn, j) - 0.01,
-        "rows": 160,
-        "gate_pass": 0.9 + 0.01 * turn,
-        "valid": 0.45 + 0.03 * j + 0.02 * turn + 0.2 * learned,
-        "copy_rate": 0.03,
-        "diversity": spread
-        | {"vendi": 40 - 2 * j - 3 * learned + rng.normal(), "distinct_2": 0.6 - 0.02 * j - 0.02 * learned},
-        "samples": [
-            {"text": _TEXTS[i % 3], "label": f"label {i % 4}", "valid": bool(i % 3)} for i in range(20)
-        ],
-    }
-
-
-def _summary(tasks: tuple[str, ...], rng: np.random.Generator) -> dict:
-    return {
-        "tasks": list(tasks),
-        "anchors": {
-            task: {"examples": 0.55, "real": 0.97, "synthetic": 0.86, "synthetic_all": 0.91}
-            | {"base": 0.7, "base_best_of_n": 0.81}
-            for task in tasks
-        },
-        "datasets": {
-            task: {"rows": 1200, "kept": 1500, "near_duplicates": 200, "test_overlap": 3, "unbalanced": 97}
-            for task in tasks
-        },
-        "patterns": {
-            name: {"probability": 0.2, "mean_reward": float(rng.uniform()), "count": 500.0}
-            for name in ("label_only", "imitate", "vary_one", "combine_two", "contrast")
-        },
-        "judges": {task: {"verifier": {"auc": 1.0, "weight": 1.0}} for task in tasks},
-        "seconds": {"pretrain": 130.4, "stream": 251.0, "summary": 12.0},
-        "commit": "0123456789abcdef0123",
-        "best_samples": {
-            task: [
-                {"text": _TEXTS[i % 3], "label": f"label {i % 4}", "quality": 1.0 - 0.01 * i}
-                for i in range(20)
-            ]
-            for task in tasks
-        },
-    }
-
-
-def _write_lines(path: Path, records: list[dict]) -> None:
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-class _Page(html.parser.HTMLParser):
-    """Checks that tags nest, and collects text, ids and whatever would be loaded from elsewhere."""
-
-    _VOID = {"meta", "br", "hr", "img", "link"}
-
-    def __init__(self, source: str):
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.loads: list[str] = []
-        self.words: list[str] = []
-        self.tags: set[str] = set()
-        self.feed(source)
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.handle_startendtag(tag, attrs)
-        if tag not in self._VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.add(tag)
-        for name, value in attrs:
-            if name == "id":
-                self.ids.append(value)
-            if name in ("src", "href", "xlink:href") and not value.startswith("#"):
-                self.loads.append(value)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.words.append(data)
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -188,32 +53,37 @@ def test_results_hold_the_figures(finished):
     assert found["commit"].startswith("0123") and found["seconds"]["stream"] == 251.0
 
 
-def test_page_stands_alone(finished):
+def test_pages_load_nothing_and_link_to_each_other(finished):
     folder, _ = finished
-    page = _Page((folder / "report" / "index.html").read_text())
-    assert page.loads == [] and not page.tags & {"script", "link", "img", "iframe"}
-    assert len(set(page.ids)) == len(page.ids)
-    words = " ".join(page.words)
-    for expected in (
-        *TASKS,
-        "reward/verifier",
-        "diversity/credit",
-        "alpha",
-        "replay/gradient_share",
-        "after turn 5",
-    ):
-        assert expected in words, expected
-    assert "nan" not in words.lower().split()
+    words = {}
+    for name in ("index", "patterns", "rewards"):
+        page = Page((folder / "report" / f"{name}.html").read_text())
+        assert page.loads == [] and not page.tags & {"script", "link", "img", "iframe"}
+        assert len(set(page.ids)) == len(page.ids)
+        assert page.links and all((folder / "report" / link).is_file() for link in page.links)
+        words[name] = " ".join(page.words)
+        assert "nan" not in words[name].lower().split()
+    for name, expected in {
+        "index": (*TASKS, "reward/quality", "diversity/statistic", "entropy", "loss/policy", "after turn 5"),
+        "rewards": (*TASKS, "reward/verifier", "diversity/credit", "alpha", "gate/parses", "sigma/quality"),
+        "patterns": (*TASKS, "imitate_elites", "probability"),
+    }.items():
+        for word in expected:
+            assert word in words[name], (name, word)
 
 
 def test_figures_are_valid_svg_and_the_same_again(finished):
-    folder, _ = finished
-    run = report.load(folder)
-    drawn = report.draw(run, report.results(run))
-    assert {"transfer", "transfer_valid", "diversity", "curves_reward", "curves_replay"} <= drawn.keys()
-    for name, svg in drawn.items():
+    folder, found = finished
+    files = {path.stem: path.read_text() for path in (folder / "report").glob("*.svg")}
+    assert {"transfer", "transfer_valid", "diversity", "curves_reward", "curves_health"} <= files.keys()
+    for svg in files.values():
         assert ElementTree.fromstring(svg).tag.endswith("svg")
-        assert (folder / "report" / f"{name}.svg").read_text() == svg
+    records, patterns = report.load(folder).metrics, found["patterns"]["tasks"]
+    reward = report.curve_groups(records)["reward"]
+    assert figures.learning_curves(records, reward, TASKS) == files["curves_reward"]
+    assert figures.strategy_rewards(patterns, STRATEGIES) == files["pattern_rewards"]
+    winners = dict(zip(TASKS, STRATEGIES, strict=False))
+    assert figures.strategy_chances(records, STRATEGIES, winners) == files["pattern_chances"]
 
 
 def test_markdown_tables_are_rectangular_and_figures_exist(finished):
@@ -233,15 +103,18 @@ def test_a_run_that_is_not_over(tmp_path, turns):
     assert (found["average_performance"] is None) == (turns == 0)
     assert found["student"]["bank_2"]["real"] is None
     assert found["student"]["bank_2"]["synthetic"] == pytest.approx(accuracy(turns, 2))
-    _Page((tmp_path / "run" / "report" / "index.html").read_text())
+    assert found["patterns"]["stream"] == {} and set(found["patterns"]["tasks"]) == set(TASKS[:turns])
+    words = {page: " ".join(words_of(tmp_path / "run", page)) for page in ("index", "patterns", "rewards")}
+    assert ("market_1: label_only won" in words["patterns"]) == (turns > 0)
+    assert ("No step was recorded yet." in words["rewards"]) == (turns == 0)
 
 
 def test_tasks_without_verifier_and_too_few_texts(tmp_path):
     folder = make_run(tmp_path / "run", turns=1)
-    records = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    records = read_lines(folder / "evaluations.jsonl")
     for record in records:
         record |= {"valid": None, "diversity": dict.fromkeys(diversity.METRICS)}
-    _write_lines(folder / "evaluations.jsonl", records)
+    write_lines(folder / "evaluations.jsonl", records)
     found = report.write(folder)
     assert found["verifier"]["bank_2"] == dict.fromkeys(("before", "after", "last"))
     assert not (folder / "report" / "transfer_valid.svg").exists()
@@ -250,15 +123,20 @@ def test_tasks_without_verifier_and_too_few_texts(tmp_path):
 def test_hostile_texts_and_names_stay_text(tmp_path):
     name = "a|b <b>$x^{</b>"
     folder = make_run(tmp_path / "run", turns=1, tasks=(name,))
-    records = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    records = read_lines(folder / "evaluations.jsonl")
     records[-1]["samples"] = [{"text": "<script>alert(1)</script> | x\ny", "label": "&", "valid": None}]
-    _write_lines(folder / "evaluations.jsonl", records)
+    write_lines(folder / "evaluations.jsonl", records)
+    steps = read_lines(folder / "metrics.jsonl")
+    steps = [{**step, "pattern/<i>|$x": 0.5, "scorer/<b>/a|b": 1} for step in steps]
+    write_lines(folder / "metrics.jsonl", steps)
     report.write(folder)
-    page = _Page((folder / "report" / "index.html").read_text())
+    page = Page((folder / "report" / "index.html").read_text())
     assert "script" not in page.tags
     assert any("<script>alert(1)</script>" in words for words in page.words)
     assert name in page.words
-    assert "&lt;script>alert(1)&lt;/script> \\| x y" in (folder / "report" / "report.md").read_text()
+    assert "<i>|$x" in words_of(folder, "patterns") and "scorer/<b>/a|b" in words_of(folder, "rewards")
+    markdown = (folder / "report" / "report.md").read_text()
+    assert "&lt;script>alert(1)&lt;/script> \\| x y" in markdown and "scorer/&lt;b>/a\\|b" in markdown
 
 
 def test_a_stream_that_goes_on_shows_its_new_tasks(tmp_path):
@@ -266,9 +144,111 @@ def test_a_stream_that_goes_on_shows_its_new_tasks(tmp_path):
     summary = (folder / "summary.json").read_text()
     make_run(folder, turns=2, tasks=TASKS[:3])
     (folder / "summary.json").write_text(summary)
-    found = report.write(folder)
+    found = report.results(report.load(folder))
     assert found["tasks"] == list(TASKS[:3]) and found["turns"] == 2
     assert found["student"]["bank_2"]["synthetic"] == pytest.approx(accuracy(2, 2))
+
+
+def test_a_tasks_chances_are_those_at_the_end_of_its_turn(finished):
+    _, found = finished
+    gain = 0.3 * (STEPS - 1) / STEPS
+    for j, task in enumerate(TASKS):
+        figures = found["patterns"]["tasks"][task]
+        assert list(figures) == list(STRATEGIES)
+        assert figures[STRATEGIES[j]]["probability"] == pytest.approx(1 / 7 + gain)
+        assert figures[STRATEGIES[j - 1]]["probability"] == pytest.approx(1 / 7 - gain / 6)
+        assert figures["imitate"]["count"] == 1200 + 7 * j + 1
+        assert learning.winner(figures) == STRATEGIES[j]
+    assert learning.winner(found["patterns"]["stream"]) == "change_form"
+
+
+def test_where_two_share_the_highest_chance_none_won():
+    tied = {"a": {"probability": 0.4}, "b": {"probability": 0.4}, "c": {"probability": 0.2}}
+    assert learning.winner(tied) is None
+    assert learning.winner({"a": {"probability": 0.4}, "b": {"probability": None}}) == "a"
+    assert learning.winner({}) is None
+
+
+def test_first_and_last_are_means_of_fifths(finished):
+    folder, found = finished
+    fifth = STEPS // 5
+    parts = found["reward_parts"]["market_1"]
+    first, last = (fifth - 1) / 2 / STEPS, (STEPS - 1 - (fifth - 1) / 2) / STEPS  # mean progress
+    expected = {"first": 0.8 - 0.6 * first, "last": 0.8 - 0.6 * last}
+    assert parts["advantage/quality_weighted"] == pytest.approx(expected)
+    assert parts["alpha"] == pytest.approx({"first": 0.5 + 0.3 * first, "last": 0.5 + 0.3 * last})
+    assert found["training"]["market_1"]["entropy"] == pytest.approx(2.4 - last)
+    assert learning.ends([1.0, 2.0, 9.0]) == (1.0, 9.0)
+    recorded = {key for record in read_lines(folder / "metrics.jsonl") for key in record}
+    assert set(parts) == set(filter(learning.is_reward_part, recorded))
+
+
+def test_a_weighted_part_stands_beside_its_own():
+    one = {"first": 1.0, "last": 2.0}
+    names = ("gate/all", "advantage/x_weighted", "advantage/x", "reward/y_weighted")
+    assert tables.parts(dict.fromkeys(names, one)) == [
+        ["reward/y_weighted", 1.0, 2.0, None, None],
+        ["advantage/x", 1.0, 2.0, 1.0, 2.0],
+        ["gate/all", 1.0, 2.0, None, None],
+    ]
+
+
+def test_failures_are_counted_over_all_steps(finished):
+    folder, found = finished
+    failed = [r for r in read_lines(folder / "metrics.jsonl") if "scorer/http/timeout" in r]
+    count = sum(record["task"] == "bank_2" for record in failed)
+    assert count and found["failures"]["bank_2"] == {
+        "scorer/http/timeout": 2 * count,
+        "reject/no_label": count,
+    }
+
+
+def test_what_never_failed_is_not_listed():
+    assert learning.failures([{"task": "a", "scorer/x/raised": 0, "reject/y": 0.0}]) == {}
+
+
+def test_pages_and_markdown_hold_the_numbers_of_results(finished):
+    folder, found = finished
+    markdown = (folder / "report" / "report.md").read_text()
+    patterns = (*found["patterns"]["tasks"].values(), found["patterns"]["stream"])
+    parts = found["reward_parts"].values()
+    expected = {
+        "patterns": [row[:-1] for figures_of in patterns for row in tables.strategies(figures_of)],
+        "rewards": [row for figures_of in parts for row in tables.parts(figures_of)] + tables.failures(found),
+        "index": tables.training(found) + tables.diversity(found),
+    }
+    for page, rows in expected.items():
+        words = words_of(folder, page)
+        assert rows
+        for row in rows:
+            cells = [shown(value) for value in row]
+            assert any(words[i : i + len(cells)] == cells for i in range(len(words))), (page, cells)
+            assert f"| {' | '.join(cells)} |" in markdown, (page, cells)
+    assert "33 elites in the archive" in " ".join(words_of(folder, "patterns"))
+    assert "33 elites in the archive" in markdown
+
+
+def test_an_old_run_still_reports(tmp_path):
+    folder = make_run(tmp_path / "run", turns=1, tasks=TASKS[:1])
+    records = read_lines(folder / "metrics.jsonl")
+    old = [{key: value for key, value in r.items() if not key.startswith(NEW)} for r in records]
+    write_lines(folder / "metrics.jsonl", old)
+    summary = json.loads((folder / "summary.json").read_text())
+    del summary["elites"]
+    # As the report knew strategies before: of the whole stream alone, in another form.
+    summary["patterns"] = {"imitate": {"probability": 0.2, "mean_reward": 0.5, "count": 500}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    evaluations = read_lines(folder / "evaluations.jsonl")
+    for record in evaluations:
+        for metric in ("coverage", "novel_sum", "self_repetition"):
+            del record["diversity"][metric]
+    write_lines(folder / "evaluations.jsonl", evaluations)
+    found = report.write(folder)
+    assert found["patterns"] == {"stream": {}, "tasks": {}} and found["failures"] == {}
+    assert found["training"]["market_1"].keys() == {"entropy"}
+    assert found["diversity"]["market_1"]["last"]["coverage"] is None
+    assert "This run has no record." in " ".join(words_of(folder, "patterns"))
+    assert not (folder / "report" / "pattern_chances.svg").exists()
 
 
 def test_turn_segments_part_equal_tasks_of_different_turns():

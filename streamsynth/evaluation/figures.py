@@ -65,7 +65,7 @@ def _styled(draw: Callable[..., str]) -> Callable[..., str]:
 
 
 def colour(index: int) -> str:
-    """The colour of the task at this place in the stream."""
+    """The colour of a task, or of a strategy, by its place."""
     return COLOURS[index % len(COLOURS)]
 
 
@@ -193,6 +193,84 @@ def _moving_average(values: np.ndarray, window: int) -> np.ndarray:
 
 
 @_styled
+def strategy_chances(
+    records: Sequence[Mapping[str, Any]], strategies: Sequence[str], winners: Mapping[str, str | None]
+) -> str:
+    """Each strategy's probability over all steps, in its own colour; dotted lines begin turns.
+
+    Above each turn stand its task and, where there is room, the strategy that won it, whose line is thick.
+
+    Args:
+      records: of metrics.jsonl, with the probabilities as "pattern/NAME".
+      strategies: names, in the order of their colours.
+      winners: {task: name}.
+    """
+    figure = _figure(_WIDTH, 330)
+    ax = figure.subplots()
+    segments = turn_segments(records)
+    first, last = records[0]["step"], records[-1]["step"]
+    letters = 110 * (last - first + 1) ** -1  # a letter is 1/110 of the figure's width, roughly
+    for segment in segments:
+        start, end, task = segment[0]["step"], segment[-1]["step"], segment[0]["task"]
+        won = winners.get(task)
+        for index, name in enumerate(strategies):
+            points = [(r["step"], r[f"pattern/{name}"]) for r in segment if f"pattern/{name}" in r]
+            if points:
+                width = 2.6 if name == won else 1.3
+                marker = "o" if len(points) == 1 else None
+                ax.plot(
+                    *zip(*points, strict=True),
+                    color=colour(index),
+                    linewidth=width,
+                    marker=marker,
+                    markersize=4,
+                )
+        if start != first:
+            ax.axvline(start, color=INK, linewidth=0.8, linestyle=":", alpha=0.7)
+        room = (end - start + 1) * letters
+        above = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points", "va": "bottom"}
+        if len(task) <= room:
+            ax.annotate(task, (start, 1.0), xytext=(3, 18), **above)
+        if won and len(won) <= room:
+            ax.annotate(won, (start, 1.0), xytext=(3, 3), color=colour(strategies.index(won)), **above)
+    ax.set_ylabel("probability")
+    ax.set_xlabel("step")
+    ax.set_ylim(bottom=0.0)
+    ax.margins(x=0.005)
+    ax.grid(axis="y", color=INK, alpha=0.15, linewidth=0.6)
+    _legend(figure, {name: colour(index) for index, name in enumerate(strategies)})
+    return _svg(figure, "strategy-chances")
+
+
+@_styled
+def strategy_rewards(
+    figures_of: Mapping[str, Mapping[str, Mapping[str, float | None]]], strategies: Sequence[str]
+) -> str:
+    """A panel for each task: mean rewards of the strategies' samples, with a standard error to either side.
+
+    Args:
+      figures_of: {task: {strategy: {"mean_reward", "standard_error"}}}; a strategy without samples has None.
+      strategies: names, from top to bottom and in the order of their colours.
+    """
+    rows = math.ceil(len(figures_of) / _PANEL_COLUMNS)
+    figure = _figure(_WIDTH, 50 + (46 + 19 * len(strategies)) * rows)
+    axes = figure.subplots(rows, _PANEL_COLUMNS, squeeze=False, sharex=True, sharey=True)
+    for (task, figures), ax in zip(figures_of.items(), axes.flat, strict=False):
+        for index, name in enumerate(strategies):
+            mean, error = (figures.get(name, {}).get(key) for key in ("mean_reward", "standard_error"))
+            if mean is not None:
+                ax.errorbar(mean, index, xerr=error or 0.0, color=colour(index), marker="o", markersize=6)
+        ax.set_title(task, loc="left")
+        ax.tick_params(labelbottom=True)
+        ax.grid(axis="x", color=INK, alpha=0.15, linewidth=0.6)
+    axes.flat[0].set_yticks(range(len(strategies)), strategies)
+    axes.flat[0].set_ylim(len(strategies) - 0.5, -0.5)
+    for ax in axes.flat[len(figures_of) :]:
+        ax.set_visible(False)
+    return _svg(figure, "strategy-rewards")
+
+
+@_styled
 def diversity_against_quality(
     points: Mapping[str, Mapping[str, Mapping[str, float | None]]], metrics: Mapping[str, str], quality: str
 ) -> str:
@@ -242,11 +320,18 @@ def _journey(ax: Axes, moments: Mapping[str, Mapping[str, float | None]], metric
 
 
 def _task_legend(figure: Figure, shown: Sequence[str], tasks: Sequence[str]) -> None:
+    _legend(figure, {task: colour(tasks.index(task)) for task in shown})
+
+
+def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour(tasks.index(task)), linewidth=3, label=task) for task in shown]
+    handles = [Line2D([], [], color=shade, linewidth=3, label=name) for name, shade in colours.items()]
     if handles:
-        figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 6), handlelength=1.2)
+        columns = max(1, _WIDTH // (50 + 7 * max(map(len, colours))))  # as many as surely fit
+        figure.legend(
+            handles=handles, loc="outside upper left", ncols=min(len(handles), columns), handlelength=1.2
+        )
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -5,6 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from streamsynth.evaluation import tables
+
+# Said by the pages, too.
+DIVERSITY_NOTE = (
+    "At a fixed number of texts. Higher is more diverse for distinct-n, Vendi, mean distance, NovelSum and "
+    "coverage, lower for the others. Coverage is the share of real training texts that a written text comes "
+    "near."
+)
+PATTERN_NOTE = (
+    "The probability of each strategy at the end of the task's turn. The standard error of its samples' mean "
+    "reward takes them for independent."
+)
+PART_NOTE = (
+    "Means over the first and the last fifth of the steps of a turn, before and after the weight of the part."
+)
+FAILURE_NOTE = "Samples that a scorer failed on, or that had no valid form, counted over all steps."
+TRAINING_NOTE = "Means over the last fifth of the steps of each turn."
+
 
 def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[str, Mapping]) -> str:
     """The Markdown text.
@@ -52,7 +70,12 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
                 for task in tasks
             ),
         ),
+        *_diversity(found),
         *_questions(found),
+        *_patterns(found),
+        *_reward_parts(found),
+        *_training(found),
+        "## Figures",
         *(f"![{name.replace('_', ' ')}]({name}.svg)" for name in figures),
         "## Unselected samples",
     ]
@@ -89,49 +112,59 @@ def scale_note(found: Mapping[str, Any]) -> list[str]:
     return [note]
 
 
-QUESTION_FIGURES = (
-    ("numeric answers", "numeric"),
-    ("commonest answer", "commonest_answer"),
-    ("words of a question", "question_words"),
-    ("words of an answer", "answer_words"),
-)
-
-
-def question_rows(found: Mapping[str, Any]) -> list[list[Any]]:
-    """Of each task with questions: what was written at each moment, and the real test set beside it."""
-    rows = []
-    for task, moments in found["questions"].items():
-        for moment, name in (("before", "before anything"), ("after", "after its turn"), ("last", "last")):
-            figures = moments[moment]
-            if figures is not None:
-                shares = [figures["written"][key] for _, key in QUESTION_FIGURES]
-                rows.append([task, name, *shares, figures["test_exact"], figures["test_near"]])
-        real = moments["last"]["real"]
-        rows.append([task, "real test set", *(real[key] for _, key in QUESTION_FIGURES), None, None])
-    return rows
-
-
-QUESTION_HEADS = (
-    "task", "texts", *(name for name, _ in QUESTION_FIGURES), "test questions", "near test questions",
-)  # fmt: skip
-
-
 def _questions(found: Mapping[str, Any]) -> list[str]:
-    rows = question_rows(found)
+    rows = tables.questions(found)
     if not rows:
         return []
     return [
         "## Questions and answers",
         "Of the unselected texts that are a question with an answer. The last two columns are the shares "
         "whose question is in the real test set, or nearly.",
-        table(QUESTION_HEADS, ([task, name, *map(number, values)] for task, name, *values in rows)),
+        table(tables.QUESTION_HEADS, rows),
     ]
 
 
+def _diversity(found: Mapping[str, Any]) -> list[str]:
+    rows = tables.diversity(found)
+    if not rows:
+        return []
+    return ["### All metrics of diversity", DIVERSITY_NOTE, table(tables.DIVERSITY_HEADS, rows)]
+
+
+def _patterns(found: Mapping[str, Any]) -> list[str]:
+    patterns = found["patterns"]
+    groups = {**patterns["tasks"], **({"the whole stream": patterns["stream"]} if patterns["stream"] else {})}
+    if not groups:
+        return []
+    sections = ["## Patterns", PATTERN_NOTE]
+    for name, figures in groups.items():
+        kept = found["elites"].get(name)
+        sections += [f"### {cell(name)}", table(tables.STRATEGY_HEADS, tables.strategies(figures))]
+        sections += [f"{kept:,} elites in the archive."] if kept is not None else []
+    return sections
+
+
+def _reward_parts(found: Mapping[str, Any]) -> list[str]:
+    sections = ["## Reward parts", PART_NOTE] if found["reward_parts"] else []
+    for task, figures in found["reward_parts"].items():
+        sections += [f"### {cell(task)}", table(tables.PART_HEADS, tables.parts(figures))]
+    rows = tables.failures(found)
+    if rows:
+        sections += ["## Failures", FAILURE_NOTE, table(tables.FAILURE_HEADS, rows)]
+    return sections
+
+
+def _training(found: Mapping[str, Any]) -> list[str]:
+    rows = tables.training(found)
+    if not rows:
+        return []
+    return ["## Training health", TRAINING_NOTE, table(tables.training_heads(found), rows)]
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """A Markdown table of cells as `shown` takes them."""
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+    return "\n".join(f"| {' | '.join(cell(shown(value)) for value in line)} |" for line in lines)
 
 
 def cell(value: Any) -> str:
@@ -140,6 +173,15 @@ def cell(value: Any) -> str:
     for character, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|")):
         text = text.replace(character, escaped)
     return text
+
+
+def shown(value: str | float | None) -> str:
+    """A cell's text: names as they are, counts in full, other numbers as by `number` or with an exponent."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.1e}" if value and abs(value) < 5e-4 else number(value)
 
 
 def number(value: float | None) -> str:

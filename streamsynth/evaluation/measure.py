@@ -114,9 +114,19 @@ def cell(task: Task, drawn: Drawn, config: Any, *, seed: int) -> dict[str, Any]:
         "gate_pass": float(drawn.gates.passed.mean()),
         "copy_rate": 1.0 - float(drawn.gates.by_name["not_copied"].mean()),
         "valid": None if valid is None else float(valid.mean()),
-        "diversity": diversity.measure(drawn.texts, e.diversity_texts, seed),
+        "diversity": diversity.measure(drawn.texts, e.diversity_texts, seed, reference(task)),
         "samples": samples[:20],
     }
+
+
+def reference(task: Task) -> list[str]:
+    """The real texts that coverage and NovelSum compare with: all training texts but the label budget.
+
+    These are for the reader: nothing learns from them. The examples are left out because a policy
+    has seen them, and could cover them by copying; the test set stays for the student.
+    """
+    shown = {example.text for example in task.examples}
+    return [example.text for example in task.train if example.text not in shown]
 
 
 def has_student(task: Task) -> bool:

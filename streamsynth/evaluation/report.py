@@ -1,4 +1,4 @@
-"""The report of a run: results.json, index.html and report.md, from what the run wrote down.
+"""The report of a run: results.json, its pages and report.md, from what the run wrote down.
 
 Everything in it is read from the workdir, so that it can be written anew at any time, also of a run that
 is not over: then the tasks whose turn is over count, and what only a finished run knows is left out.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from streamsynth.errors import UserError
-from streamsynth.evaluation import figures, markdown, page, transfer
+from streamsynth.evaluation import figures, learning, learning_pages, markdown, page, transfer
 from streamsynth.evaluation.diversity import METRICS
 from streamsynth.runtime import journal
 from streamsynth.runtime.files import atomic_write
@@ -26,8 +26,15 @@ ANCHORS = ("examples", "base", "base_best_of_n", "synthetic", "synthetic_all", "
 # What the report calls the score that an evaluation names.
 SCORES = {"accuracy": "student accuracy", "validity": "validity"}
 _PLOTTED_DIVERSITY = {"vendi": "Vendi score", "distinct_2": "distinct-2"}
-_GROUPS = {"alpha": "diversity", "kl": "policy", "entropy": "policy", "kept": "gate"}
-_FIRST_GROUPS = ("reward", "diversity", "gate", "policy", "replay")
+_OVERVIEW = ("reward/quality", "diversity/statistic", "diversity/target", learning.ALPHA)
+_GROUPS = {
+    learning.ALPHA: "diversity",
+    "kl": "policy",
+    "clip_share": "policy",
+    "kept": "gate",
+    **dict.fromkeys(learning.TRAINING, "health"),
+}
+_FIRST_GROUPS = ("overview", "health", *learning.REWARD_GROUPS, *learning.COUNTED, "policy", "replay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +69,8 @@ def write(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     for name, svg in drawn.items():
         atomic_write(directory / f"{name}.svg", svg)
     atomic_write(directory / "index.html", page.render(found, drawn, samples(run)))
+    atomic_write(directory / "patterns.html", learning_pages.patterns(found, drawn))
+    atomic_write(directory / "rewards.html", learning_pages.rewards(found, drawn))
     atomic_write(directory / "report.md", markdown.render(found, tuple(drawn), samples(run)))
     text = json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write(directory / "results.json", text + "\n")
@@ -108,7 +117,13 @@ def results(run: Run) -> dict[str, Any]:
         task's own turn, and at the last evaluation.
       "verifier", "gate_pass", "validity", "copy_rate": {task: {"before", "after", "last": share}}.
       "questions": {task with questions: {"before", "after", "last": figures}}, see `questions.measure`.
-      "judges", "patterns", "datasets": as the run summed them up.
+      "patterns": {"stream": {strategy: figures}, "tasks": {task: {strategy: figures}}}, see
+        `learning.patterns`.
+      "elites": {task: samples in its elite archive}.
+      "reward_parts": {task: {part: {"first", "last"}}}, see `learning.reward_parts`.
+      "training": {task: {metric: last value}}, see `learning.training`.
+      "failures": {task: {what: how often}}, see `learning.failures`.
+      "judges", "datasets": as the run summed them up.
       "config", "commit", "seconds": {phase: seconds}.
     """
     scores = transfer.matrix(run.evaluations, run.tasks)
@@ -147,8 +162,12 @@ def results(run: Run) -> dict[str, Any]:
             for task, of_task in moments.items()
             if "questions" in of_task["last"]
         },
+        "patterns": learning.patterns(run.metrics, run.summary.get("patterns", {})),
+        "elites": run.summary.get("elites", {}),
+        "reward_parts": learning.reward_parts(run.metrics),
+        "training": learning.training(run.metrics),
+        "failures": learning.failures(run.metrics),
         "judges": run.summary.get("judges", {}),
-        "patterns": run.summary.get("patterns", {}),
         "datasets": run.summary.get("datasets", {}),
         "config": dict(run.config),
         "commit": run.summary.get("commit"),
@@ -200,8 +219,25 @@ def draw(run: Run, found: Mapping[str, Any]) -> dict[str, str]:
     if any(points[task]["last"][metric] is not None for task in run.tasks for metric in _PLOTTED_DIVERSITY):
         axis = "share of valid texts" if quality == "verifier" else "share of texts that pass the gates"
         drawn["diversity"] = figures.diversity_against_quality(points, _PLOTTED_DIVERSITY, axis)
+    drawn |= _draw_patterns(run, found["patterns"])
     for group, keys in curve_groups(run.metrics).items():
-        drawn[f"curves_{group}"] = figures.learning_curves(run.metrics, keys, run.tasks)
+        records = learning.with_zeros(run.metrics, keys) if group in learning.COUNTED else run.metrics
+        drawn[f"curves_{group}"] = figures.learning_curves(records, keys, run.tasks)
+    return drawn
+
+
+def _draw_patterns(run: Run, patterns: Mapping[str, Any]) -> dict[str, str]:
+    names, drawn = learning.strategies(patterns), {}
+    if any(learning.is_pattern(key) for record in run.metrics for key in record):
+        winners = {task: learning.winner(of_task) for task, of_task in patterns["tasks"].items()}
+        drawn["pattern_chances"] = figures.strategy_chances(run.metrics, names, winners)
+    rewarded = {
+        task: of_task
+        for task, of_task in patterns["tasks"].items()
+        if any(of_one.get("mean_reward") is not None for of_one in of_task.values())
+    }
+    if rewarded:
+        drawn["pattern_rewards"] = figures.strategy_rewards(rewarded, names)
     return drawn
 
 
@@ -215,17 +251,15 @@ def _matrix(found: Mapping[str, Any]) -> np.ndarray:
 
 
 def curve_groups(records: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """{group: quantities} of metrics.jsonl; a group is what stands before the slash."""
-    keys = sorted(
-        {
-            key
-            for record in records
-            for key, value in record.items()
-            if isinstance(value, (int, float)) and key not in ("step", "turn")
-        }
-    )
+    """{group: quantities} of metrics.jsonl; a group is what stands before the slash, but for a few.
+
+    The strategies' chances have a figure of their own.
+    """
+    keys = sorted({key for of_task in learning.by_task(records).values() for key in of_task})
     groups: dict[str, list[str]] = {name: [] for name in _FIRST_GROUPS}
+    groups["overview"] = [key for key in _OVERVIEW if key in keys]
     for key in keys:
-        name, slash, _ = key.partition("/")
-        groups.setdefault(_GROUPS.get(key, name if slash else "other"), []).append(key)
+        if not learning.is_pattern(key):
+            name, slash, _ = key.partition("/")
+            groups.setdefault(_GROUPS.get(key, name if slash else "other"), []).append(key)
     return {name: of_group for name, of_group in groups.items() if of_group}
