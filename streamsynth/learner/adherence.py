@@ -1,4 +1,4 @@
-"""Whether texts have the attributes that were asked for: exactly where a value has a test, else by the policy.
+"""Whether texts have the attributes asked for: exactly where a value has a test, else as the policy sees it.
 
 A value without a test is judged as labels are: p(value | text) is proportional to the frozen base policy's
 probability of the text after a prompt that asks for its label and that value (Bayes, equal priors).
