@@ -2,11 +2,11 @@
 
     python benchmarks/utility.py
 
-Batches of 128 texts of every stream world: half of them sentences of the label asked for, a quarter sentences of
-another label, a quarter words of all the world's sentences in any order. The student is validated on the 8
-examples a label of the task. Measured are the rank correlation with the exact metagradient, how often a right
-text is worth more than a wrong one (the area under the ROC curve), seconds, and temporary memory as XLA plans
-it. Writes benchmarks/results/utility.json.
+Batches of 128 texts of every stream world: half of them sentences of the label asked for, a quarter
+sentences of another label, a quarter words of all the world's sentences in any order. The student is
+validated on the 8 examples a label of the task. Measured are the rank correlation with the exact
+metagradient, how often a right text is worth more than a wrong one (the area under the ROC curve), seconds,
+and temporary memory as XLA plans it. Writes benchmarks/results/utility.json.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import numpy as np
 
 from streamsynth.feedback.features import ngram_features
 from streamsynth.feedback.judge import auc
-from streamsynth.feedback.utility import UtilityConfig, influence, utility
+from streamsynth.feedback.utility import UTILITIES, UtilityConfig
 from streamsynth.keys import numpy_rng
 from streamsynth.tasks import worlds
 
@@ -29,12 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "utility.json"
 SAMPLES = 128
 LABELS, VALIDATION = 8, 64  # padded, so that all worlds share one program
-FORMS = {
-    "exact": (utility, UtilityConfig()),
-    "first order": (influence, UtilityConfig()),
-    "one step": (influence, UtilityConfig(steps=1)),
-}
-SIZES = {"128 samples, 8 labels": (128, 8), "2048 samples, 8 labels": (2048, 8), "2048, 64": (2048, 64)}
+CONFIG = UtilityConfig()
+SIZES = {"N = 128, K = 8": (128, 8), "N = 2048, K = 64": (2048, 64)}
 REPEATS = 15
 
 
@@ -78,8 +74,7 @@ def compare(seeds: int) -> list[dict]:
         for seed in range(seeds):
             arguments, kind = batch(name, seed)
             found = {
-                form: np.asarray(function(*arguments, LABELS, config))
-                for form, (function, config) in FORMS.items()
+                form: np.asarray(function(*arguments, LABELS, CONFIG)) for form, function in UTILITIES.items()
             }
             for form, values in found.items():
                 cells.append(
@@ -106,10 +101,9 @@ def cost(samples: int, labels: int) -> dict[str, dict[str, float]]:
         (features, label, np.ones(samples, np.float32), features[:count], np.arange(count) % labels)
     )
     programs = {
-        form: function.lower(*arguments, labels, config).compile()
-        for form, (function, config) in FORMS.items()
+        form: function.lower(*arguments, labels, CONFIG).compile() for form, function in UTILITIES.items()
     }
-    seconds = {form: [] for form in FORMS}
+    seconds = {form: [] for form in UTILITIES}
     for _ in range(REPEATS):
         for form, program in programs.items():
             start = time.perf_counter()
@@ -123,7 +117,7 @@ def cost(samples: int, labels: int) -> dict[str, dict[str, float]]:
             "temporary_bytes": programs[form].memory_analysis().temp_size_in_bytes,
             "argument_bytes": programs[form].memory_analysis().argument_size_in_bytes,
         }
-        for form in FORMS
+        for form in UTILITIES
     }
 
 
@@ -134,7 +128,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cells = compare(arguments.seeds)
     costs = {size: cost(*shape) for size, shape in SIZES.items()}
-    for form in FORMS:
+    for form in UTILITIES:
         own = [cell for cell in cells if cell["form"] == form]
         figures = {
             key: np.median([cell[key] for cell in own])
@@ -150,7 +144,7 @@ def main() -> None:
         "command": "python benchmarks/utility.py" + f" --seeds={arguments.seeds}" * (arguments.seeds != 5),
         "commit": commit,
         "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores",
-        "config": vars(UtilityConfig()),
+        "config": vars(CONFIG),
         "cells": cells,
         "costs": costs,
     }

@@ -27,8 +27,8 @@ PROMPTS, SAMPLES = 2, 8  # prompts a label, samples a prompt
 STEPS = 100
 LEARNING_RATE = 1.0  # on the logits of one label
 # Chosen on tuning worlds: 2 left about half of the hacks there, 8 next to none. It is above 1 since the judge
-# tells hacks by a full sigma_q to either side, while utility varies for many reasons and tells them by a third
-# of sigma_u.
+# tells hacks by a full sigma_q to either side, while utility varies for many reasons and tells them by about
+# a third of sigma_u.
 UTILITY_WEIGHT = 4.0
 FLOORS = {"quality": 0.01, "utility": 1e-6}
 BASELINE_DECAY = 0.9

@@ -1,5 +1,7 @@
 """Student utility: the metagradient against finite differences of the whole training, and its cheap form."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,17 +48,16 @@ def log_softmax(logits):
     return logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
 
 
-def trajectory(features, label, weight, num_labels, config):
-    """The student after 0, 1, ... T steps, W [D, K] itself in NumPy's float64; no coefficients."""
+def trained(features, label, weight, num_labels, config):
+    """The student [D, K] after T steps, in NumPy's float64."""
     target = np.eye(num_labels)[label]
     student = velocity = np.zeros((features.shape[1], num_labels))
-    yield student
     for _ in range(config.steps):
         residual = np.exp(log_softmax(features @ student)) - target
         gradient = features.T @ (weight[:, None] * residual) / len(label) + config.ridge * student
         velocity = config.momentum * velocity + gradient
         student = student - config.learning_rate * velocity
-        yield student
+    return student
 
 
 def loss_of(student, rows, label):
@@ -75,7 +76,7 @@ def finite_differences(problem, config, context=None, h=1e-5):
         losses = []
         for sign in (1.0, -1.0):
             moved = weight + sign * h * (np.arange(len(weight)) == i)
-            *_, student = trajectory(features, label, moved, problem["num_labels"], config)
+            student = trained(features, label, moved, problem["num_labels"], config)
             losses.append(loss_of(student, problem["val_features"], problem["val_label"]))
         found[i] = -(losses[0] - losses[1]) / (2 * h)
     return found
@@ -146,31 +147,12 @@ def test_what_is_kept_already_is_taught_with_weight_one():
 @settings(max_examples=15)
 @given(st.integers(0, 2**31))
 def test_influence_is_exact_at_one_step(seed):
-    config, case = UtilityConfig(steps=1, learning_rate=3.0, momentum=0.5, ridge=0.1), problem(seed)
+    case = problem(seed)
     for wide, rtol in ((True, 1e-12), (False, 1e-5)):
         with jax.enable_x64(wide):
-            exact, cheap = utility(**case, config=config), influence(**case, config=config)
+            exact = utility(**case, config=dataclasses.replace(SHORT, steps=1))
+            cheap = influence(**case, config=SHORT)
         np.testing.assert_allclose(cheap, exact, rtol=rtol, atol=rtol * np.abs(exact).max())
-
-
-def test_influence_is_the_sum_over_the_steps():
-    """What sample i pulled at each step, and momentum went on pulling, along the last validation gradient."""
-    config, case = UtilityConfig(steps=9, learning_rate=1.0, momentum=0.7, ridge=0.0), problem(3)
-    features, target = case["features"], np.eye(case["num_labels"])[case["label"]]
-    *students, last = trajectory(features, case["label"], case["passed"], case["num_labels"], config)
-    val_target = np.eye(case["num_labels"])[case["val_label"]]
-    val_residual = np.exp(log_softmax(case["val_features"] @ last)) - val_target
-    slope = case["val_features"].T @ val_residual / len(val_target)
-    expected = np.zeros(len(target))
-    for t, student in enumerate(students):
-        residual = np.exp(log_softmax(features @ student)) - target
-        pull = (1 - config.momentum ** (config.steps - t)) / (1 - config.momentum)
-        expected += pull * np.sum((features @ slope) * residual, axis=1) / len(target)
-    with jax.enable_x64(True):
-        actual = np.asarray(influence(**case, config=config))
-        exact = np.asarray(utility(**case, config=config))
-    np.testing.assert_allclose(actual, expected * case["passed"], rtol=1e-9, atol=1e-12)
-    assert np.abs(actual - exact).max() > 1e-3 * np.abs(exact).max()
 
 
 @BOTH

@@ -1,7 +1,7 @@
 """Utility: what each sample does to the validation loss of a student that is trained on the whole set.
 
-The student is a linear softmax model on feature vectors, trained from zeros by full-batch gradient descent
-with momentum on
+The student is a linear softmax model W [D, K] on feature vectors, trained from zeros by full-batch gradient
+descent with momentum on
 
     L(W; w) = 1/n sum_i w_i * cross_entropy(W^T phi_i, label_i) + ridge/2 |W|^2,
 
@@ -14,21 +14,19 @@ a student well: Montessori-Instruct, Li et al. 2024, arXiv 2410.14208)
 at w_i = 1 where sample i passed and 0 elsewhere, through all T steps. Everything that is differentiated is
 smooth: plain momentum has no root as Adam has, whose derivative is infinite where a gradient is exactly 0.
 
-Each step adds to W a sum of w_i * phi_i times something, so the student can be written by its samples:
+The first-order influence is the same for a student of one step, where it has a closed form:
 
-    W_t = 1/n sum_i w_i * phi_i a_i(t)^T,
+    W_1 = -learning_rate/n sum_i w_i * phi_i r_i^T,    r_i = softmax(0) - onehot(label_i)
+    u_i = learning_rate/n * phi_i^T [d L_val / d W at W_1] r_i
 
-and the coefficients a_i, [K] for each sample, are what is trained here. In this form w acts on W_T in two
-ways: by itself, and through the coefficients, which answer to what the samples have taught so far. The
-first-order influence follows the first way alone. It is TracIn's sum over the steps (Pruthi et al. 2020,
-arXiv 2002.08484) with the effect of momentum and ridge counted in, and with the validation gradient of the
-trained student. At one step, where nothing has been taught yet, it is exact.
+It sees what a sample teaches, but hardly what the other samples teach already.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,14 +88,25 @@ def utility(
     Returns:
       [N] float32 (float64 for float64 features); 0 for a sample that did not pass and for padding.
     """
-    return _metagradient(
-        (features, label, passed),
-        (val_features, val_label),
-        (context_features, context_label),
-        num_labels,
-        config,
-        follow_training=True,
+    lesson, exam = _prepare(
+        features, label, passed, val_features, val_label, num_labels, context_features, context_label
     )
+
+    def loss(weight: jax.Array) -> jax.Array:
+        # The checkpoint keeps W and its velocity of every step, and not the logits of all samples.
+        @jax.checkpoint
+        def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
+            student, velocity = carry
+            pulled = _matmul(lesson.rows.T, weight[:, None] * _residual(lesson, student))
+            velocity = config.momentum * velocity + lesson.scale * pulled + config.ridge * student
+            return (student - config.learning_rate * velocity, velocity), None
+
+        zeros = _untrained(lesson)
+        (student, _), _ = jax.lax.scan(step, (zeros, zeros), length=config.steps)
+        return _loss(exam, student)
+
+    gradient = jax.grad(loss)(lesson.weight)
+    return jnp.where(lesson.weight > 0.0, -gradient, 0.0)[: len(features)]
 
 
 @functools.partial(jax.jit, static_argnames=("num_labels", "config"))
@@ -112,78 +121,80 @@ def influence(
     context_features: Array | None = None,
     context_label: Array | None = None,
 ) -> jax.Array:
-    """The first-order form of `utility`, by one training and no way back through it. Exact at one step.
+    """The first-order form of `utility`: that of a student of one step, exactly.
 
-    Args and returns are those of `utility`.
+    Args and returns are those of `utility`; of `config` only the learning rate matters.
     """
-    return _metagradient(
-        (features, label, passed),
-        (val_features, val_label),
-        (context_features, context_label),
-        num_labels,
-        config,
-        follow_training=False,
+    lesson, exam = _prepare(
+        features, label, passed, val_features, val_label, num_labels, context_features, context_label
     )
+    size = config.learning_rate * lesson.scale
+    residual = _residual(lesson, _untrained(lesson))
+    student = -size * _matmul(lesson.rows.T, lesson.weight[:, None] * residual)
+    slope = jax.grad(_loss, argnums=1)(exam, student)
+    found = size * jnp.sum(_matmul(lesson.rows, slope) * residual, axis=-1)
+    return jnp.where(lesson.weight > 0.0, found, 0.0)[: len(features)]
 
 
 UTILITIES = {"exact": utility, "first_order": influence}
 
 
-def _metagradient(
-    samples: tuple[Array, Array, Array],
-    validation: tuple[Array, Array],
-    context: tuple[Array | None, Array | None],
+class _Lesson(NamedTuple):
+    """Rows with their labels: what is taught (samples, then context), or what is asked in the end.
+
+    rows: [N, D].   target: [N, K], one-hot, zeros for padding.
+    weight: [N], 0 for padding.   scale: [], one over the number of rows that are not padding.
+    exists: [K] bool, the labels that the student has.
+    """
+
+    rows: jax.Array
+    target: jax.Array
+    weight: jax.Array
+    scale: jax.Array
+    exists: jax.Array
+
+
+def _prepare(
+    features: Array,
+    label: Array,
+    passed: Array,
+    val_features: Array,
+    val_label: Array,
     num_labels: int,
-    config: UtilityConfig,
-    follow_training: bool,
-) -> jax.Array:
-    """-d L_val / d w [N] in reverse mode; through the coefficients only with `follow_training`."""
-    features, label, passed = samples
+    context_features: Array | None,
+    context_label: Array | None,
+) -> tuple[_Lesson, _Lesson]:
+    """What the student is taught, and what it is examined on."""
     dtype = jnp.promote_types(features.dtype, jnp.float32)
     rows, weight = features.astype(dtype), passed.astype(dtype)
-    context_features, context_label = context
     if context_features is not None:
         rows = jnp.concatenate([rows, context_features.astype(dtype)])
         label = jnp.concatenate([label, context_label])
         weight = jnp.concatenate([weight, jnp.ones(len(context_label), dtype)])
+    asked = jax.nn.one_hot(val_label, num_labels, dtype=dtype)
+    exists = jnp.any(asked > 0.0, axis=0)
 
-    val_rows = validation[0].astype(dtype)
-    val_target = jax.nn.one_hot(validation[1], num_labels, dtype=dtype)  # zeros for padding
-    exists = val_target.sum(0) > 0  # [K]
-    target = jnp.where(exists, jax.nn.one_hot(label, num_labels, dtype=dtype), 0.0)
-    real = target.sum(-1)
-    weight = weight * real
-    scale = 1.0 / jnp.maximum(real.sum(), 1.0)
+    def lesson(rows: Array, target: jax.Array, weight: jax.Array) -> _Lesson:
+        real = target.sum(-1)
+        return _Lesson(rows, target, weight * real, 1.0 / jnp.maximum(real.sum(), 1.0), exists)
 
-    def student(weight: jax.Array, coefficients: jax.Array) -> jax.Array:
-        """W [D, K]."""
-        return _matmul(rows.T, scale * weight[:, None] * coefficients)
+    taught = jnp.where(exists, jax.nn.one_hot(label, num_labels, dtype=dtype), 0.0)
+    return lesson(rows, taught, weight), lesson(val_features.astype(dtype), asked, jnp.ones((), dtype))
 
-    def logits(rows: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.where(exists, _matmul(rows, weights), _IMPOSSIBLE)
 
-    def coefficients(weight: jax.Array) -> jax.Array:
-        """a [N, K] after T steps from zeros."""
+def _untrained(lesson: _Lesson) -> jax.Array:
+    return jnp.zeros((lesson.rows.shape[1], lesson.target.shape[1]), lesson.rows.dtype)
 
-        # Without the checkpoint every step would keep its logits and their softmax for the way back.
-        @jax.checkpoint
-        def step(carry: tuple[jax.Array, jax.Array], _: None) -> tuple[tuple[jax.Array, jax.Array], None]:
-            current, velocity = carry
-            # The gradient of sample i's cross-entropy in W is phi_i (softmax - target)_i^T.
-            residual = jax.nn.softmax(logits(rows, student(weight, current))) - target
-            velocity = config.momentum * velocity + residual + config.ridge * current
-            return (current - config.learning_rate * velocity, velocity), None
 
-        zeros = jnp.zeros_like(target)
-        (trained, _), _ = jax.lax.scan(step, (zeros, zeros), length=config.steps)
-        return trained
+def _logits(lesson: _Lesson, student: jax.Array) -> jax.Array:
+    return jnp.where(lesson.exists, _matmul(lesson.rows, student), _IMPOSSIBLE)
 
-    def validation_loss(weight: jax.Array) -> jax.Array:
-        trained = coefficients(weight)
-        if not follow_training:
-            trained = jax.lax.stop_gradient(trained)
-        log_probs = jax.nn.log_softmax(logits(val_rows, student(weight, trained)))
-        return -jnp.sum(val_target * log_probs) / jnp.maximum(val_target.sum(), 1.0)
 
-    gradient = jax.grad(validation_loss)(weight)
-    return jnp.where(weight > 0.0, -gradient, 0.0)[: len(features)]
+def _residual(lesson: _Lesson, student: jax.Array) -> jax.Array:
+    """r [N, K]: the gradient of row i's cross-entropy in W is phi_i r_i^T."""
+    return jax.nn.softmax(_logits(lesson, student)) - lesson.target
+
+
+def _loss(lesson: _Lesson, student: jax.Array) -> jax.Array:
+    """The mean cross-entropy, []."""
+    return -lesson.scale * jnp.sum(lesson.target * jax.nn.log_softmax(_logits(lesson, student)))
