@@ -110,7 +110,39 @@ def import_memory() -> str:
     return "\n".join([*lines, "", f"On CPU devices (`{found['command']}`)."])
 
 
-TABLES = {"learning": learning, "real_text": real_text, "import_memory": import_memory}
+def utility() -> str:
+    """Both forms of student utility: what they tell apart, and what they cost."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "utility.json").read_text())
+    sizes = list(found["costs"])
+    lines = [
+        "| student utility | rank correlation with the exact | right above mislabelled | right above junk | "
+        + " | ".join(f"{size}: ms | exact takes | temporary MB" for size in sizes)
+        + " |",
+        "|---|" + "---:|" * (3 + 3 * len(sizes)),
+    ]
+    for form in found["costs"][sizes[0]]:
+        own = [cell for cell in found["cells"] if cell["form"] == form]
+        figures = [
+            f"{np.median([cell[key] for cell in own]):.2f}"
+            for key in ("rank_correlation", "auc_mislabelled", "auc_junk")
+        ]
+        for size in sizes:
+            cost = found["costs"][size][form]
+            figures.append(f"{1e3 * cost['seconds']:.2g}")
+            figures.append(f"{cost['exact_over_this']:.2g} x")
+            figures.append(f"{cost['temporary_bytes'] / 1e6:.2g}")
+        lines.append(f"| {form.replace('_', ' ')} | " + " | ".join(figures) + " |")
+    batches = len(found["cells"]) // len(found["costs"][sizes[0]])
+    note = f"Medians over {batches} batches; {found['device']} (`{found['command']}`)."
+    return "\n".join([*lines, "", note])
+
+
+TABLES = {
+    "learning": learning,
+    "real_text": real_text,
+    "import_memory": import_memory,
+    "utility": utility,
+}
 
 
 def main() -> None:
