@@ -51,6 +51,7 @@ def make_tiny(config):
     config.rollout.samples = 4
     config.rollout.prompt_length = 48
     config.replay.capacity = 64
+    config.scheduler.probe_every = 2
     config.evaluation.prompts = 5  # as many prompts and samples as in training: one program less to compile
     config.evaluation.samples = 4
     config.evaluation.batches = 2

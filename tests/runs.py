@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,12 +13,17 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from streamsynth import api
+from streamsynth import api, assemble
+from streamsynth.assemble import Setting
+from streamsynth.learner.state import RunState, extend
+from streamsynth.policy.store import load_policy
 from streamsynth.runtime.checkpoint import Checkpoints
+from streamsynth.workdir import Workdir
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "configs" / "quickstart.py"
 TASKS = ("market_1", "restaurant_1")
+THIRD = "school_1"  # of a stream that goes on
 STEPS = 3  # a turn, by reward
 TUNING = 4  # updates with which a turn starts: two rounds of two
 KEYS = {
@@ -33,6 +39,21 @@ def config(cache: Path, **overrides: str) -> Any:
     """The smallest run's config; `stream__tasks="worlds:bank_1"` overrides stream.tasks."""
     dotted = {key.replace("__", "."): value for key, value in overrides.items()}
     return api.load(f"{QUICKSTART}:tiny", {**KEYS, "cache_dir": str(cache), **dotted})
+
+
+def third_turn(finished: Any, **overrides: str) -> tuple[Setting, RunState]:
+    """A third task appended to the finished run, in its turn: two past tasks have full buffers.
+
+    The turn's first step is left out; what it would measure is what the turn before had found.
+    """
+    specs = ",".join(f"worlds:{name}" for name in (*TASKS, THIRD))
+    resolved = config(finished.cache, stream__tasks=specs, **overrides)
+    tasks = assemble.load_tasks(resolved)
+    setting = assemble.assemble(resolved, tasks, load_policy(finished.workdir / "policy"), None)
+    before = dataclasses.replace(setting, tasks=tasks[: len(TASKS)])
+    state = Workdir(finished.workdir).restore(assemble.first_state(before))
+    state = extend(state, resolved, tuple(len(task.labels) for task in tasks))
+    return setting, assemble.on_mesh(setting, state.replace(turn_step=np.int32(1)))
 
 
 def arguments(cache: Path, workdir: Path, *more: str) -> list[str]:
