@@ -23,6 +23,7 @@ from streamsynth import synthesize as synthesize_lib
 from streamsynth import train as train_lib
 from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
+from streamsynth.feedback.scorers import specs as scorer_specs
 from streamsynth.policy.huggingface.adapters import save_adapter
 from streamsynth.policy.huggingface.architectures import check_whole
 from streamsynth.policy.huggingface.writing import save_model
@@ -56,6 +57,7 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     """
     start = time.monotonic()
     assemble_lib.check(config)
+    scorer_specs.probe(config)
     place = Workdir(workdir, config.checkpoint.keep)
     place.check(config)
     tasks = assemble_lib.load_tasks(config)
@@ -180,7 +182,7 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
     tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
     policy = assemble_lib.stored_policy(config, place.policy)
-    setting = assemble_lib.assemble(config, tasks, policy, place.experience())
+    setting = assemble_lib.assemble(config, tasks, policy, place.experience(), place.scores)
     return setting, place.restore(assemble_lib.first_state(setting)), place
 
 

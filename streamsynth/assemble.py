@@ -16,6 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from streamsynth import pretrain, validate
 from streamsynth.errors import UserError
 from streamsynth.feedback.reward import JudgeContext, Reward, check_judges, make_reward
+from streamsynth.feedback.scorers import specs as scorer_specs
+from streamsynth.feedback.scorers.scorer import Scorer
 from streamsynth.keys import purpose_key
 from streamsynth.learner.collect import Featurizer
 from streamsynth.learner.objective import ObjectiveConfig
@@ -55,6 +57,7 @@ class Setting:
     form: PromptFormat
     tasks: tuple[Task, ...]
     rewards: tuple[Reward, ...]
+    scorers: dict[str, Scorer]
     featurize: Featurizer
     optimizer: optax.GradientTransformation
     objective: ObjectiveConfig
@@ -82,7 +85,7 @@ def check(config: Any) -> None:
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     mesh_lib.check_batch(config.rollout.prompts, "rollout.prompts", mesh)
     mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
-    check_judges(config.feedback.judges.to_dict())
+    check_judges(config.feedback.judges.to_dict(), scorer_specs.sources(config))
     patterns.Config(**config.patterns.to_dict())
     for name in config.evaluation.strategies:
         if name not in STRATEGIES:
@@ -215,7 +218,11 @@ def load_tasks(config: Any) -> tuple[Task, ...]:
 
 
 def assemble(
-    config: Any, tasks: Sequence[Task], policy: Policy, experience: patterns.State | None = None
+    config: Any,
+    tasks: Sequence[Task],
+    policy: Policy,
+    experience: patterns.State | None = None,
+    scores: pathlib.Path | None = None,
 ) -> Setting:
     """Builds every fixed part; judges are measured here.
 
@@ -224,6 +231,7 @@ def assemble(
       tasks: of the stream.
       policy: the base policy.
       experience: of the patterns, from an earlier run.
+      scores: the folder of the scorers' journals; None keeps none.
 
     Raises:
       UserError: naming the key that does not fit.
@@ -242,9 +250,10 @@ def assemble(
         adapter_shardings = mesh_lib.param_shardings(adapter, adapter_axes(network.lora, axes), mesh)
         initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
+    scorers = scorer_specs.make_scorers(config, scores)
     with mesh_lib.use(mesh):
         rewards = tuple(
-            make_reward(judge_context(policy, form, task, config.objective.chunk), f.judges.to_dict())
+            task_reward(judge_context(policy, form, task, config.objective.chunk), f, scorers)
             for task in tasks
         )
     return Setting(
@@ -256,6 +265,7 @@ def assemble(
         form=form,
         tasks=tuple(tasks),
         rewards=rewards,
+        scorers=scorers,
         featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form),
         optimizer=make_optimizer(
             config.optimizer,
@@ -268,6 +278,12 @@ def assemble(
         experience=experience,
         place=lambda tree: jax.device_put(tree, batch),
     )
+
+
+def task_reward(context: JudgeContext, feedback: Any, scorers: dict[str, Scorer]) -> Reward:
+    """The judges of one task, by the group `feedback` of the config."""
+    f = feedback
+    return make_reward(context, f.judges.to_dict(), scorers, f.secondary.to_dict(), f.accept)
 
 
 def _scheduler(config: Any) -> scheduler.Config:

@@ -17,7 +17,15 @@ from streamsynth.dataset.rows import Row
 from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner import balance
-from streamsynth.learner.collect import Scored, Written, score, write
+from streamsynth.learner.collect import (
+    Scored,
+    Written,
+    failures,
+    mean_known,
+    score,
+    scores_of,
+    write,
+)
 from streamsynth.learner.objective import Fresh
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import RunState, new_task
@@ -50,7 +58,7 @@ def begin_turn(
     task = setting.tasks[turn]
     # What is tuned to comes of prompts that do not show what is held out to measure the tuning.
     asked = dataclasses.replace(task, examples=split_examples(task, config.supervised.held_out)[0])
-    rows, features, quality, statistics, held_out, dropped = [], [], [], [], [], 0
+    rows, features, quality, statistics, held_out, dropped, failed = [], [], [], [], [], 0, []
 
     def written(params: Any, version: int, purpose: str, *steps: int) -> Assessment:
         """Writes a batch with the given parameters; what is kept of it goes into `rows`."""
@@ -60,7 +68,8 @@ def begin_turn(
         state, keep = _remembered(setting, state, sampled, seen, version, purpose, *steps)
         rows.extend(_rows(setting.tasks[turn], sampled, keep, step, version))
         features.append(np.asarray(sampled.scored.scores.features)[keep])
-        quality.append(float(sampled.scored.scores.quality.mean()))
+        quality.append(sampled.scored.quality)
+        failed.append(sampled.scored.failed)
         return sampled.assessment
 
     # --- The diversity to hold ---
@@ -89,11 +98,12 @@ def begin_turn(
         step=np.int32(step + 1),
     )
     figures = {
-        "reward/quality": float(np.mean(quality)),
+        "reward/quality": mean_known(quality),
         "diversity/statistic": float(np.mean(statistics)),
         "diversity/target": target,
         "kept": len(rows),
         "prompt/dropped_examples": dropped,
+        **failures(failed),
     }
     if held_out:
         figures |= {"supervised/held_out_before": held_out[0], "supervised/held_out": held_out[-1]}
@@ -168,23 +178,19 @@ def learn(
     # --- Remember ---
     version = int(state.policy_version)
     state, keep = _remembered(setting, state, sampled, seen, version, "reservoir", step)
-    scores, quality = scored.scores, np.asarray(scored.scores.quality)
+    if scored.scores.scored.any():
+        scheduled = scheduler.record(scheduled, turn, scored.quality, setting.scheduler)
     state = state.replace(
         params=params,
         opt_state=opt_state,
-        scheduler=scheduler.record(scheduled, turn, float(quality.mean()), setting.scheduler),
+        scheduler=scheduled,
         balance=assessment.balance,
         policy_version=np.int32(version + 1),
         turn_step=np.int32(state.turn_step + 1),
         step=np.int32(step + 1),
     )
     figures = {
-        "reward/quality": quality.mean(),
-        **{f"reward/{name}": part.mean() for name, part in scores.parts.items()},
-        **{
-            f"reward/{name}_weighted": (scores.gate * part).mean() * setting.rewards[turn].judges[name][2]
-            for name, part in scores.parts.items()
-        },
+        **scored.figures(setting.rewards[turn].weights()),
         **{f"gate/{name}": share for name, share in scored.gates.shares().items()},
         **{f"reject/{name}": written.rejections.count(name) for name in set(written.rejections) - {""}},
         **assessment.metrics,
@@ -239,7 +245,10 @@ def _sampled(
         temperature=r.temperature,
         place=setting.place,
     )
-    scored = score(setting.tasks[turn], written, setting.rewards[turn], setting.featurize, seen.seen, f)
+    where = (purpose, *steps)
+    scored = score(
+        setting.tasks[turn], written, setting.rewards[turn], setting.featurize, seen.seen, f, where
+    )
     assessment = assess(
         state.tasks[turn].archive,
         setting.place(dataclasses.replace(scored.scores, parts={})),
@@ -254,6 +263,7 @@ def _sampled(
         weighted=b.weighted,
         neutral=b.neutral,
         remembered=b.archive,
+        secondary=tuple((name, weight) for name, (_, weight) in setting.rewards[turn].secondary.items()),
     )
     return _Sampled(written, scored, assessment)
 
@@ -273,7 +283,7 @@ def _remembered(
     """
     config, turn = setting.config, int(state.turn)
     written, scores, assessment = sampled.written, sampled.scored.scores, sampled.assessment
-    quality = np.asarray(scores.quality)
+    quality, counted = np.asarray(scores.quality), scores.scored
     identities = [setting.tasks[turn].identity(text) for text in written.texts]
     keep = _kept(identities, quality, config.feedback.accept, seen)
     task = remember(
@@ -283,10 +293,13 @@ def _remembered(
         keep,
         purpose_key(config.seed, purpose, *steps),
         config.replay.baseline_decay,
+        counted,
     )
     state = state.replace(
         tasks=(*state.tasks[:turn], task, *state.tasks[turn + 1 :]),
-        patterns=patterns.record(state.patterns, turn, written.strategy, quality, setting.patterns),
+        patterns=patterns.record(
+            state.patterns, turn, written.strategy[counted], quality[counted], setting.patterns
+        ),
         spread=assessment.spread,
     )
     return state, keep
@@ -314,8 +327,7 @@ def _rows(task: Task, sampled: _Sampled, keep: np.ndarray, step: int, version: i
             policy_version=version,
             examples=written.shown[i // group],
             scores={
-                "quality": float(scores.quality[i]),
-                **{name: float(part[i]) for name, part in scores.parts.items()},
+                **scores_of(scores, i),
                 "diversity": float(credit[i]),
             },
         )

@@ -53,6 +53,7 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
             ),
         ),
         *_questions(found),
+        *_scorers(found),
         *(f"![{name.replace('_', ' ')}]({name}.svg)" for name in figures),
         "## Unselected samples",
     ]
@@ -125,6 +126,35 @@ def _questions(found: Mapping[str, Any]) -> list[str]:
         "Of the unselected texts that are a question with an answer. The last two columns are the shares "
         "whose question is in the real test set, or nearly.",
         table(QUESTION_HEADS, ([task, name, *map(number, values)] for task, name, *values in rows)),
+    ]
+
+
+SCORER_HEADS = ("scorer", "texts", "scored", "failed", "why", "requests")
+
+
+def scorer_rows(found: Mapping[str, Any]) -> list[list[Any]]:
+    """Of each scorer: the texts it was asked about, those it failed on and why, and the requests it took."""
+    return [
+        [
+            name,
+            counts["asked"],
+            counts["scored"],
+            counts["asked"] - counts["scored"],
+            ", ".join(f"{reason} {count}" for reason, count in counts["failed"].items()) or "–",
+            counts["requests"],
+        ]
+        for name, counts in found["scorers"].items()
+    ]
+
+
+def _scorers(found: Mapping[str, Any]) -> list[str]:
+    rows = scorer_rows(found)
+    if not rows:
+        return []
+    return [
+        "## Scorers",
+        "Texts that a scorer failed on have no score; where it is a judge, nothing was learned from them.",
+        table(SCORER_HEADS, rows),
     ]
 
 

@@ -9,7 +9,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from streamsynth.evaluation import figures
-from streamsynth.evaluation.markdown import QUESTION_HEADS, number, question_rows, scale_note, signed
+from streamsynth.evaluation.markdown import (
+    QUESTION_HEADS,
+    SCORER_HEADS,
+    number,
+    question_rows,
+    scale_note,
+    scorer_rows,
+    signed,
+)
 
 _LONGEST_SAMPLE = 400
 _ANCHORS = {
@@ -258,6 +266,9 @@ def _tables(found: Mapping[str, Any]) -> str:
         content += "<h3>Judges: measured on held-back examples</h3>" + _table(
             ("task", "judge", "AUC", "weight"), rows
         )
+    if rows := scorer_rows(found):
+        rows = ([_text(str(value)) for value in row] for row in rows)
+        content += "<h3>Scorers: texts that they were asked about</h3>" + _table(SCORER_HEADS, rows)
     if found["patterns"]:
         names = ("probability", "mean_reward", "count")
         rows = (

@@ -52,10 +52,15 @@ class Advantages:
     sigma: dict[str, Array]
 
 
-def leave_one_out(quality: Array) -> jax.Array:
+def leave_one_out(quality: Array, counted: Array | None = None) -> jax.Array:
     """q_i minus the mean of the other qualities in its group, [B, G] to [B, G] (RLOO: Kool et al. 2019).
 
     For one prompt, [1, 0, 0] gives [1, -1/2, -1/2].
+
+    Args:
+      quality: [B, G], finite.
+      counted: [B, G] bool, the samples that take part, all by default. The others get 0 and are no part of
+        a mean, and so does one that has no other to be compared with.
 
     Raises:
       UserError: groups have fewer than two samples.
@@ -66,7 +71,12 @@ def leave_one_out(quality: Array) -> jax.Array:
             f"a group of {group} sample has nothing to compare with: set the samples per prompt to 2 or more"
         )
     # Summed differences rather than a difference of sums: exactly 0, not rounding noise, where all are equal.
-    return jnp.sum(quality[..., :, None] - quality[..., None, :], axis=-1) / (group - 1)
+    difference = quality[..., :, None] - quality[..., None, :]
+    if counted is None:
+        return jnp.sum(difference, axis=-1) / (group - 1)
+    both = counted[..., :, None] & counted[..., None, :]
+    others = jnp.sum(counted, axis=-1, keepdims=True) - 1
+    return jnp.sum(jnp.where(both, difference, 0.0), axis=-1) / jnp.maximum(others, 1)
 
 
 def initial_spread(names: tuple[str, ...] = ("quality", "utility", "diversity")) -> Spread:
@@ -74,7 +84,12 @@ def initial_spread(names: tuple[str, ...] = ("quality", "utility", "diversity"))
     return Spread(mean_square={name: jnp.zeros((), jnp.float32) for name in names})
 
 
-def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.95) -> Spread:
+def update_spread(
+    spread: Spread,
+    parts: Mapping[str, Array],
+    decay: float = 0.95,
+    counted: Mapping[str, Array] | None = None,
+) -> Spread:
     """The spread after a batch; call it after `combine`, so that no sample moves the sigma it is divided by.
 
     A part's first batch that is not all zeros is taken as it is; after that, decay * old + (1 - decay) *
@@ -84,10 +99,13 @@ def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.9
       spread: before the batch.
       parts: centred parts by name, [N] each; names must be in `spread`.
       decay: in [0, 1).
+      counted: by name, [N] bool, the samples that a part has a value for; all by default. A part without any
+        keeps its value.
     """
     mean_square = dict(spread.mean_square)
     for name, part in parts.items():
-        old, new = mean_square[name], jnp.mean(jnp.square(part))
+        mine = None if counted is None else counted[name]
+        old, new = mean_square[name], jnp.mean(jnp.square(part), where=mine)  # NaN without any
         moved = jnp.where(old > 0.0, decay * old + (1.0 - decay) * new, new)
         mean_square[name] = jnp.where(jnp.isfinite(new), moved, old)
     return Spread(mean_square=mean_square)

@@ -115,19 +115,21 @@ def remember(
     keep: Array,
     key: jax.Array,
     decay: float,
+    scored: Array | None = None,
 ) -> TaskState:
     """The task's state after a batch: samples offered to its buffer, the kept ones absorbed by its archive.
 
-    The baselines start from the fresh samples' means, so that replay finds them in place.
+    The baselines start from the fresh samples' means, so that replay finds them in place. `scored`, [N] bool,
+    says which samples are offered and counted; all by default.
     """
     e = diversity.weighted(samples.features, samples.weight)
-    everyone = jnp.ones(keep.shape, bool)
+    scored = jnp.ones(keep.shape, bool) if scored is None else scored
     return task.replace(
-        buffer=replay.insert(task.buffer, samples, key),
+        buffer=replay.insert(task.buffer, samples, key, scored),
         archive=_absorb(task.archive, e, samples.label, keep),
-        quality=_moved(task.quality, samples.quality, everyone, decay),
-        weight=_moved(task.weight, samples.weight, everyone, decay),
-        credit=_moved(task.credit, assessment.credit, everyone, decay),
+        quality=_moved(task.quality, samples.quality, scored, decay),
+        weight=_moved(task.weight, samples.weight, scored, decay),
+        credit=_moved(task.credit, assessment.credit, scored, decay),
         kept=task.kept + np.int32(keep.sum()),
     )
 

@@ -20,7 +20,7 @@ from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Scores
 
 PARTS = ("quality", "diversity")
-# No part is divided by less than this, in its own unit.
+# No part is divided by less than this, in its own unit; secondary parts have that of quality.
 FLOORS = {"quality": 0.05, "diversity": 0.01}
 
 
@@ -59,6 +59,7 @@ def assess(
     weighted: bool,
     neutral: bool,
     remembered: float,
+    secondary: tuple[tuple[str, float], ...] = (),
 ) -> Assessment:
     """Advantages of fresh samples: quality against its group, diversity credit against its baseline.
 
@@ -74,7 +75,10 @@ def assess(
         the gates alike.
       neutral: whether diversity is paid by `neutral_credit`, or by credit less its baseline.
       remembered: in [0, 1], how much the archive counts; with 0 a sample is new if it is new in its batch.
+      secondary: weights, against that of quality, of the secondary parts.
     """
+    # A sample that was not scored is of no label: it is no part of any log-volume or statistic.
+    label = jnp.where(scores.scored, label, -1)
     archive = diversity.decay(archive, remembered)
     weight = diversity.reward_weight(scores.quality, floor, power)
     e = diversity.weighted(scores.features, weight)
@@ -86,13 +90,22 @@ def assess(
     num_labels = archive.matrix.shape[0]
     counted = weight if weighted else scores.gate
     d, valid = diversity.statistic(scores.features, counted, label, num_labels)
-    parts = {
-        "quality": advantages.leave_one_out(scores.quality.reshape(-1, samples)).reshape(-1),
-        "diversity": novelty,
-    }
+
+    def against_group(part: Array, counted: Array) -> Array:
+        values = jnp.where(counted, part, 0.0).reshape(-1, samples)
+        return advantages.leave_one_out(values, counted.reshape(-1, samples)).reshape(-1)
+
+    known = {"quality": scores.scored, "diversity": scores.scored}
+    parts = {"quality": against_group(scores.quality, scores.scored), "diversity": novelty}
     # A mean, not a sum: what binds must hold quality back, or the policy outruns it.
     share = balance.alpha / (1.0 + balance.alpha)
-    combined = advantages.combine(parts, {"quality": 1.0 - share, "diversity": share}, spread, FLOORS)
+    weights = {"quality": 1.0 - share, "diversity": share}
+    for name, of_quality in secondary:
+        known[name] = jnp.isfinite(scores.secondary[name])
+        parts[name] = against_group(scores.secondary[name], known[name])
+        weights[name] = of_quality * (1.0 - share)
+    floors = {name: FLOORS.get(name, FLOORS["quality"]) for name in parts}
+    combined = advantages.combine(parts, weights, spread, floors)
     metrics = {
         "diversity/statistic": d,
         "diversity/target": balance.target,
@@ -100,16 +113,16 @@ def assess(
         "diversity/value": diversity.value(archive, e, label).sum(),
         "alpha": balance.alpha,
     }
-    for name in PARTS:
+    for name in parts:
         metrics[f"advantage/{name}"] = jnp.abs(combined.normalized[name]).mean()
         metrics[f"advantage/{name}_weighted"] = jnp.abs(combined.weighted[name]).mean()
         metrics[f"sigma/{name}"] = combined.sigma[name]
     return Assessment(
-        advantage=combined.total,
+        advantage=jnp.where(scores.scored, combined.total, 0.0),
         weight=weight,
         credit=credit,
         metrics=metrics,
-        spread=advantages.update_spread(spread, parts),
+        spread=advantages.update_spread(spread, parts, counted=known),
         balance=dual_ascent(balance, d, valid, eta=eta, alpha_max=alpha_max),
     )
 
