@@ -187,7 +187,8 @@ def _base_rows(setting: Setting, index: int) -> dict[str, float]:
     tokens, mask = setting.form.pad_completions(
         [setting.form.answer(task.brief, text) for text in drawn.texts]
     )
-    reward, passed = setting.rewards[index], drawn.gates.passed
+    passed = drawn.gates.passed
+    reward = dataclasses.replace(setting.rewards[index], secondary={})  # the best by the judges alone
     quality = reward(
         drawn.texts, drawn.label, tokens, mask, where=(f"summary/{task.name}",), passed=passed
     ).quality

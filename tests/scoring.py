@@ -8,6 +8,7 @@ import json
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,10 +61,15 @@ def some(text, share):
     return zlib.crc32(text.encode()) % share == 0
 
 
-def raises(texts, labels):
-    if any(some(text, 7) for text in texts):
-        raise RuntimeError("now and then")
-    return [float("nan") if some(text, 5) else 0.75 for text in texts]
+def fits(texts, labels):
+    """Knows the language of market_1, and fails now and then."""
+    from streamsynth.tasks import worlds
+
+    if any(some(text, 29) for text in texts):
+        raise RuntimeError("now and then; the key is " + os.environ["OWN_KEY"])
+    valid = worlds.load_task("market_1", train_per_label=1, test_per_label=1).verifier
+    marks = [0.5 + 0.5 * valid(text, label) for text, label in zip(texts, labels)]
+    return [float("nan") if some(text, 11) else mark for text, mark in zip(texts, marks)]
 
 
 def hangs_once(texts):
@@ -98,6 +104,11 @@ def importable(folder: Path) -> Iterator[None]:
         patch.syspath_prepend(folder)
         yield
     sys.modules.pop("own_scorers", None)
+
+
+def server_says_no(text: str) -> bool:
+    """Of which texts a moody server gives no mark."""
+    return zlib.crc32(text.encode()) % 5 == 0
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -142,7 +153,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
         if "hangup" in text:
             return self.connection.close()
-        mark = "I would say 7" if "chatty" in text else "12" if "too high" in text else "6.5"
+        moody = server_says_no(text) and self.server.moody
+        mark = "I would say 7" if "chatty" in text or moody else "12" if "too high" in text else "6.5"
         body = {"choices": [{"message": {"role": "assistant", "content": mark}}]}
         return self._send(200, json.dumps(body).encode(), {})
 
@@ -158,10 +170,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def endpoint() -> Iterator[http.server.ThreadingHTTPServer]:
+def endpoint(moody: bool = False) -> Iterator[http.server.ThreadingHTTPServer]:
     """A server on this machine; `requests` are (text, path, headers, body), `busiest` how many at a time."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.requests, server.lock, server.busy, server.busiest = [], threading.Lock(), 0, 0
+    server.moody = moody
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     yield server

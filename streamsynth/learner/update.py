@@ -42,7 +42,17 @@ class Assessment:
 
 @functools.partial(
     jax.jit,
-    static_argnames=("samples", "floor", "power", "eta", "alpha_max", "weighted", "neutral", "remembered"),
+    static_argnames=(
+        "samples",
+        "floor",
+        "power",
+        "eta",
+        "alpha_max",
+        "weighted",
+        "neutral",
+        "remembered",
+        "secondary",
+    ),
 )
 def assess(
     archive: Archive,

@@ -47,9 +47,8 @@ def main(spec: str) -> None:
         request = json.loads(lines.get())
         try:
             say({"scores": [_number(value) for value in score(request["texts"], request["labels"])]})
-        except BaseException as error:
-            traceback.print_exc()
-            say({"error": f"{type(error).__name__}: {error}"})
+        except BaseException:  # not printed here: the log of the run shows it once, and without a key
+            say({"error": traceback.format_exc().strip()})
 
 
 def load(spec: str) -> Callable[[list[str], list[str]], Any]:
