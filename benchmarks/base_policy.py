@@ -11,6 +11,7 @@ import json
 import pathlib
 
 from streamsynth import assemble, config, pretrain
+from streamsynth import weights as weights_lib
 from streamsynth.evaluation import diversity, measure
 from streamsynth.stream.markers import MarkerFormat
 from streamsynth.tasks.worlds import STREAM_WORLDS
@@ -27,7 +28,7 @@ def main() -> None:
     names = ",".join(f"worlds:{name}" for name in STREAM_WORLDS)
     run = config.load(str(ROOT / "configs" / f"quickstart.py:seed={seed}"), {"stream.tasks": names})
     tasks = assemble.load_tasks(run)
-    policy = pretrain.base_policy(run, tasks, cache_dir=assemble.cache_directory(run))
+    policy = pretrain.base_policy(run, tasks, cache_dir=weights_lib.cache_directory(run))
     form = MarkerFormat(policy.tokenizer, run.rollout.prompt_length, run.rollout.completion_length)
     found = {}
     for task in tasks:

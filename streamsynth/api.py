@@ -21,8 +21,10 @@ from streamsynth import assemble as assemble_lib
 from streamsynth import config as config_lib
 from streamsynth import synthesize as synthesize_lib
 from streamsynth import train as train_lib
+from streamsynth import weights as weights_lib
 from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
+from streamsynth.feedback.scorers import specs as scorer_specs
 from streamsynth.policy.huggingface.adapters import save_adapter
 from streamsynth.policy.huggingface.architectures import check_whole
 from streamsynth.policy.huggingface.writing import save_model
@@ -56,17 +58,18 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     """
     start = time.monotonic()
     assemble_lib.check(config)
+    scorer_specs.probe(config)
     place = Workdir(workdir, config.checkpoint.keep)
     place.check(config)
     tasks = assemble_lib.load_tasks(config)
     if has_policy(place.policy):
         if init_from is not None and place.experience() is None:
             raise UserError(f"{place.path} holds a run that began without --init_from: leave it out.")
-        policy = assemble_lib.stored_policy(config, place.policy)
+        policy = weights_lib.stored_policy(config, place.policy)
         place.write_config(config)
     else:
         if init_from is None:
-            policy = assemble_lib.base_policy(config, tasks)
+            policy = weights_lib.base_policy(config, tasks)
         else:
             policy, learned = _experience(init_from, config)
         # The policy comes last: where it is, the rest is, and a kill in between starts over.
@@ -179,8 +182,8 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
     tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
-    policy = assemble_lib.stored_policy(config, place.policy)
-    setting = assemble_lib.assemble(config, tasks, policy, place.experience())
+    policy = weights_lib.stored_policy(config, place.policy)
+    setting = assemble_lib.assemble(config, tasks, policy, place.experience(), place.scores)
     return setting, place.restore(assemble_lib.first_state(setting)), place
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,18 +16,19 @@ from streamsynth import pretrain, validate
 from streamsynth.errors import UserError
 from streamsynth.feedback.encoder import Encoder, check_encoder, load_encoder
 from streamsynth.feedback.reward import JudgeContext, Reward, check_judges, make_reward
+from streamsynth.feedback.scorers import specs as scorer_specs
+from streamsynth.feedback.scorers.scorer import Scorer
+from streamsynth.feedback.utility import UtilityConfig
 from streamsynth.keys import purpose_key
 from streamsynth.learner import rivals
 from streamsynth.learner.choices import resolve
-from streamsynth.learner.collect import Featurizer
+from streamsynth.learner.collect import Featurizer, example_features
 from streamsynth.learner.objective import ObjectiveConfig, objective_config
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_buffer, new_state
-from streamsynth.policy.families import choices, own_config
-from streamsynth.policy.huggingface.architectures import read_config, read_context
+from streamsynth.policy.families import own_config
 from streamsynth.policy.lora import adapter_axes, init_adapter, merge
-from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
-from streamsynth.policy.tokenizer_files import load_tokenizer
+from streamsynth.policy.store import Policy
 from streamsynth.policy.transformer import logical_axes
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
@@ -36,7 +36,8 @@ from streamsynth.stream.formats import make_format
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
-from streamsynth.tasks.task import Brief, Task
+from streamsynth.tasks.task import Task
+from streamsynth.weights import check_weights, weights_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Setting:
     `experience` is what the patterns of an earlier run had learned, where there was one. `place` puts a
     batch on the mesh, split along its first axis.
 
+    examples: of each task, the features [M, D] and labels [M] of its examples.
+    student: whose gain by each sample is its utility.
     initial: what is trained, before anything: all of the base policy's variables, or an adapter that changes
       nothing yet.   frozen: the other variables.
     encoder: of sentences, where features or a judge ask for one.
@@ -60,6 +63,9 @@ class Setting:
     tasks: tuple[Task, ...]
     rewards: tuple[Reward, ...]
     encoder: Encoder | None
+    scorers: dict[str, Scorer]
+    examples: tuple[tuple[np.ndarray, np.ndarray], ...]
+    student: UtilityConfig
     featurize: Featurizer
     optimizer: optax.GradientTransformation
     objective: ObjectiveConfig
@@ -88,7 +94,8 @@ def check(config: Any) -> None:
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     mesh_lib.check_batch(config.rollout.prompts, "rollout.prompts", mesh)
     mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
-    check_judges(config.feedback.judges.to_dict())
+    sources = scorer_specs.sources(config)
+    check_judges(config.feedback.judges.to_dict(), sources)
     rivals.check(config, resolve(config.objective))
     if _asks_for_encoder(config.feedback):
         check_encoder(config.feedback.encoder)
@@ -115,7 +122,7 @@ def check(config: Any) -> None:
     own_config(config.policy, config.policy.vocab_size)
     folder = weights_folder(config)
     if folder is not None:
-        _check_weights(config, folder)
+        check_weights(config, folder)
     elif config.policy.format not in ("auto", "markers"):
         raise UserError(
             f'policy.format = "{config.policy.format}" is for named weights, and ours are trained on '
@@ -140,75 +147,6 @@ def _check_replay(config: Any) -> None:
         raise UserError(
             f"{bound} is less than the {asked} samples a step that replay.share asks for: raise the one or "
             "lower the other."
-        )
-
-
-def weights_folder(config: Any) -> str | None:
-    """The folder of the weights that `policy.init` names, or None for a policy of our own.
-
-    Raises:
-      UserError: it names something else.
-    """
-    kind, _, folder = config.policy.init.partition(":")
-    if not config.policy.init:
-        return None
-    if kind != "hf" or not folder:
-        raise UserError(
-            f"policy.init = {config.policy.init!r} names no weights: give hf:DIR, or leave it empty for a "
-            "policy of our own."
-        )
-    return folder
-
-
-def base_policy(config: Any, tasks: Sequence[Task]) -> Policy:
-    """The base policy of a config: of the named weights, or one of our own, pretrained now or before.
-
-    Raises:
-      UserError: the weights cannot be read, or a pretraining source is also in the stream.
-    """
-    folder = weights_folder(config)
-    if folder is None:
-        return pretrain.base_policy(config, tasks, cache_dir=cache_directory(config))
-    return read_weights(folder, mesh_lib.make_mesh(config.mesh.to_dict()), **choices(config.policy))
-
-
-def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
-    """The base policy of a run, from the folder that `save_policy` wrote.
-
-    Raises:
-      UserError: it is damaged, or the named weights are not those that the run began with.
-    """
-    was = named_weights(directory)
-    if was is None:
-        return load_policy(directory)
-    policy = base_policy(config, ())
-    if policy.hash != was:
-        raise UserError(
-            f"{policy.origin} holds other weights ({policy.hash}) than those this run began with ({was}): "
-            "point policy.init at those, or use a new --workdir."
-        )
-    return policy
-
-
-def _check_weights(config: Any, folder: str) -> None:
-    """What can be said of named weights without reading them."""
-    r = config.rollout
-    network = read_config(folder, **choices(config.policy))
-    tokenizer = load_tokenizer(folder)
-    form = make_format(config.policy.format, tokenizer, r.prompt_length, r.completion_length)
-    context, wanted = read_context(folder), r.prompt_length + r.completion_length
-    if wanted > context:
-        raise UserError(
-            f"rollout.prompt_length + rollout.completion_length = {wanted} is more than the {context} tokens "
-            f"that the model in {folder} was made for (max_position_embeddings): lower one of them."
-        )
-    # A tokenizer may know control tokens beyond the embeddings, such as one for images, but none in use.
-    asked, _ = form.prompt(Brief("", ("text",), "classification"), 0, "", (), ())
-    used = [tokenizer.vocab_size - len(tokenizer.control) - 1, tokenizer.pad, *form.stops, *asked]
-    if max(used) >= network.vocab_size:
-        raise UserError(
-            f"the tokenizer in {folder} uses the id {max(used)}, and its model has {network.vocab_size} "
-            "embeddings (vocab_size): copy the tokenizer that belongs to the weights."
         )
 
 
@@ -243,7 +181,11 @@ def load_tasks(config: Any) -> tuple[Task, ...]:
 
 
 def assemble(
-    config: Any, tasks: Sequence[Task], policy: Policy, experience: patterns.State | None = None
+    config: Any,
+    tasks: Sequence[Task],
+    policy: Policy,
+    experience: patterns.State | None = None,
+    scores: pathlib.Path | None = None,
 ) -> Setting:
     """Builds every fixed part; judges are measured here.
 
@@ -252,6 +194,7 @@ def assemble(
       tasks: of the stream.
       policy: the base policy.
       experience: of the patterns, from an earlier run.
+      scores: the folder of the scorers' journals; None keeps none.
 
     Raises:
       UserError: naming the key that does not fit.
@@ -271,13 +214,13 @@ def assemble(
         initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
     encoder = load_encoder(f.encoder) if _asks_for_encoder(f) else None
+    scorers = scorer_specs.make_scorers(config, scores)
     with mesh_lib.use(mesh):
         rewards = tuple(
-            make_reward(
-                judge_context(policy, form, task, config.objective.chunk, encoder), f.judges.to_dict()
-            )
+            task_reward(judge_context(policy, form, task, config.objective.chunk, encoder), f, scorers)
             for task in tasks
         )
+    featurize = Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder)
     return Setting(
         config=config,
         mesh=mesh,
@@ -288,7 +231,10 @@ def assemble(
         tasks=tuple(tasks),
         rewards=rewards,
         encoder=encoder,
-        featurize=Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder),
+        scorers=scorers,
+        examples=tuple(example_features(form, featurize, task) for task in tasks),
+        student=_student(f.utility),
+        featurize=featurize,
         optimizer=make_optimizer(
             config.optimizer,
             config.learner.steps * len(tasks),
@@ -305,6 +251,16 @@ def assemble(
 
 def _asks_for_encoder(feedback: Any) -> bool:
     return feedback.features == "encoder" or feedback.judges.get("encoder", 0.0) > 0
+
+
+def _student(keys: Any) -> UtilityConfig:
+    return UtilityConfig(**{name: value for name, value in keys.items() if name != "form"})
+
+
+def task_reward(context: JudgeContext, feedback: Any, scorers: dict[str, Scorer]) -> Reward:
+    """The judges of one task, by the group `feedback` of the config."""
+    f = feedback
+    return make_reward(context, f.judges.to_dict(), scorers, f.secondary.to_dict(), f.accept)
 
 
 def _scheduler(config: Any) -> scheduler.Config:
@@ -399,11 +355,3 @@ def on_mesh(setting: Setting, state: RunState) -> RunState:
 def copy(tree: Any) -> Any:
     """The same arrays in buffers of their own."""
     return jax.tree.map(lambda leaf: leaf.copy(), tree)
-
-
-def cache_directory(config: Any) -> pathlib.Path:
-    """Where base policies are cached: `cache_dir`, or the user's cache folder."""
-    if config.cache_dir:
-        return pathlib.Path(config.cache_dir)
-    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(home) / "streamsynth"

@@ -36,6 +36,9 @@ from ml_collections import ConfigDict
 
 from streamsynth.errors import UserError
 
+# Groups whose keys are names of judges with their weights: any may be added, and left out.
+OPEN_GROUPS = ("feedback.judges", "feedback.secondary")
+
 
 def parse_arg(arg: str | None, **defaults: bool | float | str) -> ConfigDict:
     """Reads a config's argument, such as `"tiny,seed=3"`, into the types of `defaults`.
@@ -188,6 +191,10 @@ def _override(config: ConfigDict, key: str, text: str, file: str) -> None:
     group = config
     for part in groups:
         group = group.get(part) if isinstance(group, ConfigDict) else None
+    if isinstance(group, ConfigDict) and name not in group and ".".join(groups) in OPEN_GROUPS:
+        with group.unlocked():
+            group[name] = _parse(text, float, f"--config.{key}")
+        return
     if not isinstance(group, ConfigDict) or name not in group:
         raise UserError(f"--config.{key}: {file} has no such key; {_nearest(config, key)}.")
     if isinstance(group[name], ConfigDict):

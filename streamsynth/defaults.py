@@ -69,8 +69,22 @@ def default_config() -> ConfigDict:
                 on_bad_row="error",  # or "skip": leave malformed rows out and count them
             ),
             feedback=dict(
-                # Weights, before each is scaled by its measured worth.
+                # Weights, before each is scaled by its measured worth; and those of named scorers.
                 judges=dict(verifier=1.0, posterior=0.0, encoder=0.0),
+                # Weights, against that of quality, of what counts among accepted samples alone: having the
+                # attributes that were asked for, what a text does for a student, and scorers named here.
+                secondary=dict(attribute=0.5, utility=0.0),
+                utility=dict(  # of a student that is trained on the batch and validated on the examples
+                    form="exact",  # the metagradient; or "first_order", its cheap form
+                    steps=30,
+                    learning_rate=2.0,
+                    momentum=0.9,
+                    ridge=0.01,
+                ),
+                # "NAME=module:function", called as f(texts) or f(texts, labels=...) for scores in [0, 1] in a
+                # process of its own; or "NAME=openai:MODEL@https://host/v1", a judge over HTTP. NAME then has
+                # a weight in `judges` or in `secondary`.
+                scorers=(),
                 features="ngrams",  # or "hidden": the base policy's hidden states; or "encoder"
                 encoder="",  # of sentences: "minilm" (a wheel, see the README) or the folder of one
                 width=128,  # D
@@ -80,6 +94,17 @@ def default_config() -> ConfigDict:
                 accept=0.5,  # quality from which a row is kept
                 min_words=2,
                 max_words=60,
+            ),
+            scorers=dict(  # of all that feedback.scorers names
+                timeout_seconds=60.0,  # of one request
+                retries=2,  # of what may pass by itself: exceptions, timeouts, a busy server
+                backoff_seconds=1.0,  # before the first of them; doubled each time, or as Retry-After asks
+                max_requests=20_000,  # of each scorer in a whole run; what comes after has no score
+                batch_size=16,  # texts in a function's request; a judge over HTTP gets one
+                concurrency=4,  # requests at one time to a judge over HTTP
+                key_variable="",  # the environment variable that holds the judge's key; empty: none is sent
+                scale=10.0,  # the highest mark that a judge over HTTP gives
+                max_tokens=8,  # of its answer
             ),
             balance=dict(
                 alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn

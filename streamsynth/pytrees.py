@@ -59,10 +59,15 @@ class Scores:
     gate: [N] float32 in {0, 1}.
     quality: [N] float32 in [0, 1], 0 where the gate is 0; depends on the sample alone.
     features: [N, D] float32 unit vectors; depend on the sample alone.
-    parts: every part of the quality by name, [N] float32 each, before its weight.
+    parts: every part of the quality by name, [N] float32 each, before its weight; NaN where there is none.
+    scored: [N] bool, false where a judge failed on the sample: it then has quality 0, and nothing is learned
+      from it, neither by the policy nor by any running statistic.
+    secondary: parts that count among accepted samples alone, by name, [N] float32 each; NaN elsewhere.
     """
 
     gate: Array
     quality: Array
     features: Array
     parts: dict[str, Array]
+    scored: Array
+    secondary: dict[str, Array] = flax.struct.field(default_factory=dict)

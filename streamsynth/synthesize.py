@@ -17,7 +17,7 @@ from streamsynth.errors import UserError
 from streamsynth.evaluation import measure
 from streamsynth.feedback.selection import selection
 from streamsynth.keys import numpy_rng
-from streamsynth.learner.collect import score, write
+from streamsynth.learner.collect import score, scores_of, write
 from streamsynth.learner.state import RunState
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.progress import Progress
@@ -88,7 +88,13 @@ def synthesize(
                 place=setting.place,
             )
             scored = score(
-                task, written, setting.rewards[index], setting.featurize, seen.seen, config.feedback
+                task,
+                written,
+                setting.rewards[index],
+                setting.featurize,
+                seen.seen,
+                config.feedback,
+                (f"synthesize/{task.name}", batch),
             )
             quality = np.asarray(scored.scores.quality)
             for i in np.flatnonzero(quality >= config.feedback.accept):
@@ -106,10 +112,7 @@ def synthesize(
                             policy_version=int(state.policy_version),
                             examples=written.shown[i // config.rollout.samples],
                             attributes=asked_for(task.attributes, task.cells[written.cell[i]]),
-                            scores={
-                                "quality": float(quality[i]),
-                                **{part: float(values[i]) for part, values in scored.scores.parts.items()},
-                            },
+                            scores=scores_of(scored.scores, i),
                         )
                     )
                     progress.advance(1)
@@ -194,11 +197,15 @@ def _base_rows(setting: Setting, index: int) -> dict[str, float]:
     tokens, mask = setting.form.pad_completions(
         [setting.form.answer(task.brief, text) for text in drawn.texts]
     )
-    _, quality = setting.rewards[index](drawn.texts, drawn.label, tokens, mask)
+    passed = drawn.gates.passed
+    reward = dataclasses.replace(setting.rewards[index], secondary={})  # the best by the judges alone
+    quality = reward(
+        drawn.texts, drawn.label, tokens, mask, where=(f"summary/{task.name}",), passed=passed
+    ).quality
     per_label, count = config.evaluation.rows_per_label, len(task.labels)
-    first = measure.first_of_each(drawn.label, drawn.gates.passed, count, per_label)
+    first = measure.first_of_each(drawn.label, passed, count, per_label)
     order = np.argsort(-quality, kind="stable")
-    best = order[measure.first_of_each(drawn.label[order], drawn.gates.passed[order], count, per_label)]
+    best = order[measure.first_of_each(drawn.label[order], passed[order], count, per_label)]
 
     def fit(chosen: np.ndarray) -> float:
         texts = [drawn.texts[i] for i in chosen]
@@ -228,7 +235,7 @@ def _with_task(setting: Setting, name: str) -> tuple[Setting, int]:
         setting.policy, setting.form, task, config.objective.chunk, setting.encoder
     )
     with mesh_lib.use(setting.mesh):
-        reward = assemble_lib.make_reward(context, config.feedback.judges.to_dict())
+        reward = assemble_lib.task_reward(context, config.feedback, setting.scorers)
     return (
         dataclasses.replace(
             setting,

@@ -42,7 +42,7 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     Returns:
       The fixed parts of the run, and its last state.
     """
-    setting = assemble_lib.assemble(config, tasks, policy, workdir.experience())
+    setting = assemble_lib.assemble(config, tasks, policy, workdir.experience(), workdir.scores)
     names = tuple(task.name for task in tasks)
     state = _restored(setting, workdir)
 

@@ -117,7 +117,7 @@ def spread_out_rows(
     config, task = setting.config, setting.tasks[turn]
     if not rows:
         return []
-    of_rows, (of_examples, label) = np.concatenate(features), example_features(setting, turn)
+    of_rows, (of_examples, label) = np.concatenate(features), setting.examples[turn]
     chosen = []
     for k, name in enumerate(task.labels):
         own = [i for i, row in enumerate(rows) if row.label == name]
@@ -126,12 +126,3 @@ def spread_out_rows(
         )
         chosen += [rows[own[i]] for i in order]
     return chosen
-
-
-def example_features(setting: Setting, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """The features [M, D] and labels [M] of a task's examples."""
-    task = setting.tasks[turn]
-    texts = [example.text for example in task.examples]
-    label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
-    tokens, mask = setting.form.pad_completions([setting.form.answer(task.brief, text) for text in texts])
-    return np.asarray(setting.featurize(texts, tokens, mask)), label

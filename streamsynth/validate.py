@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from streamsynth.config import flatten
+from streamsynth.config import OPEN_GROUPS, flatten
 from streamsynth.defaults import default_config
 from streamsynth.errors import UserError
 
@@ -46,6 +46,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "evaluation.student.weight_decay",
         "feedback.judges.*",
         "feedback.min_words",
+        "feedback.secondary.*",
+        "feedback.utility.ridge",
         "learner.steps",
         "objective.clip_high",
         "objective.cloning_weight",
@@ -68,6 +70,8 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "rivals.dqo_alpha",
         "rivals.release_*",
         "scheduler.probe_every",
+        "scorers.backoff_seconds",
+        "scorers.retries",
         "stream.test_limit",
         "stream.train_limit",
         "supervised.batches",
@@ -92,6 +96,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "evaluation.student.steps",
         "evaluation.student.width",
         "feedback.max_words",
+        "feedback.utility.steps",
         "feedback.width",
         "objective.chunk",
         "policy.heads",
@@ -108,6 +113,10 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "rollout.prompts",
         "scheduler.ramp",
         "scheduler.staleness",
+        "scorers.batch_size",
+        "scorers.concurrency",
+        "scorers.max_requests",
+        "scorers.max_tokens",
         "stream.examples_per_label",
         "supervised.measure_every",
         "supervised.samples",
@@ -130,6 +139,7 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "feedback.accept",  # at 0 even what the gates reject would be kept
         "feedback.power",
         "feedback.ridge",
+        "feedback.utility.learning_rate",
         "objective.replay_cap",
         "optimizer.clip_norm",
         "patterns.bonus",
@@ -142,11 +152,14 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.optimizer.clip_norm",
         "replay.megabytes",
         "rollout.temperature",
+        "scorers.scale",
+        "scorers.timeout_seconds",
     ),
 }
 
 # [0, 1): decays that must forget, and a clip that must leave something.
 _BELOW_ONE = (
+    "feedback.utility.momentum",
     "objective.clip_low",
     "optimizer.b1",
     "optimizer.b2",
@@ -164,10 +177,9 @@ _CHOICES = {
     "learner.kl_reference": ("turn", "base"),
     "patterns.choice": ("softmax", "thompson", "ucb"),
     "feedback.features": ("ngrams", "hidden", "encoder"),
+    "feedback.utility.form": ("exact", "first_order"),
     "policy.format": ("auto", "markers", "plain", "chat"),
 }
-
-_OPEN_GROUP = "feedback.judges."  # its keys are names of judges, and may be left out
 
 
 def check(config: ConfigDict) -> None:
@@ -205,7 +217,7 @@ def _check_keys(values: dict[str, Any]) -> None:
     start = "start from defaults.default_config() and change what differs."
     for key, default in defaults.items():
         if key not in values:
-            if key.startswith(_OPEN_GROUP):
+            if _in_open_group(key):
                 continue
             raise UserError(f"The config lacks the key {key}: {start}")
         if isinstance(default, float) and type(values[key]) is int:
@@ -215,14 +227,19 @@ def _check_keys(values: dict[str, Any]) -> None:
                 f"{key} = {values[key]!r} must be of type {type(default).__name__}, like {default!r}."
             )
     for key, value in values.items():
-        if key.startswith(_OPEN_GROUP):
-            if type(value) not in (int, float):
+        if _in_open_group(key):
+            if type(value) not in (int, float) and value != {}:
                 raise UserError(f"{key} = {value!r} must be a number, the weight of the judge.")
         elif key not in defaults:
             raise UserError(f"The config key {key} is not known: {start}")
     for key in ("stream.tasks", "pretrain.sources"):
         if not values[key] or not all(isinstance(spec, str) for spec in values[key]):
             raise UserError(f"{key} = {values[key]!r} must be specs, at least one, such as worlds:bank_1.")
+
+
+def _in_open_group(key: str) -> bool:
+    """Whether it is one of OPEN_GROUPS, which stands by itself where it is empty, or in one."""
+    return key.startswith(tuple(f"{group}." for group in OPEN_GROUPS)) or key in OPEN_GROUPS
 
 
 def _named(keys: tuple[str, ...], values: dict[str, Any]) -> list[str]:

@@ -19,15 +19,15 @@ from streamsynth.stream import patterns
 
 # Keys that may differ between a run and its continuation: they change nothing of what is computed. Named
 # weights may move: what they are is held by their hash.
-_FREE = ("checkpoint.", "cache_dir", "policy.init")
+_FREE = ("checkpoint.", "cache_dir", "policy.init", "scorers.concurrency", "scorers.key_variable")
 
 
 class Workdir:
     """Paths and journals of a run.
 
     config.json, metrics.jsonl, evaluations.jsonl, kept/TASK.jsonl, checkpoints/, policy/ (the base
-    policy), experience.json (of a run that starts from another), datasets/TASK/, report/, summary.json,
-    tensorboard/.
+    policy), experience.json (of a run that starts from another), scores/NAME.jsonl (what scorers answered),
+    datasets/TASK/, report/, summary.json, tensorboard/.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2):
@@ -37,6 +37,10 @@ class Workdir:
     @property
     def policy(self) -> pathlib.Path:
         return self.path / "policy"
+
+    @property
+    def scores(self) -> pathlib.Path:
+        return self.path / "scores"
 
     def kept(self, task: str) -> pathlib.Path:
         return self.path / "kept" / f"{task}.jsonl"

@@ -68,9 +68,10 @@ def arguments(cache: Path, workdir: Path, *more: str) -> list[str]:
     ]
 
 
-def start(argv: list[str]) -> subprocess.Popen:
-    """The command as a process of its own."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def start(argv: list[str], *folders: Path) -> subprocess.Popen:
+    """The command as a process of its own, with further folders to import from."""
+    path = os.pathsep.join(map(str, (ROOT, *folders)))
+    env = {**os.environ, "PYTHONPATH": path, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     return subprocess.Popen(
         [sys.executable, "-m", "streamsynth.main", *argv],
         env=env,
@@ -80,9 +81,9 @@ def start(argv: list[str]) -> subprocess.Popen:
     )
 
 
-def finish(argv: list[str]) -> None:
+def finish(argv: list[str], *folders: Path) -> None:
     """Runs the command to its end."""
-    process = start(argv)
+    process = start(argv, *folders)
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr[-3000:]
 

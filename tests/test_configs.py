@@ -13,6 +13,7 @@ from runs import ROOT
 
 from streamsynth import api, assemble, config
 from streamsynth import main as main_lib
+from streamsynth import weights as weights_lib
 from streamsynth.errors import UserError
 from streamsynth.policy.families import choices
 from streamsynth.policy.huggingface.architectures import read_config
@@ -74,7 +75,7 @@ def test_a_pretrained_policy_runs_in_low_precision_with_scanned_layers(name, wei
     path = ROOT / "configs" / f"{name}.py"
     family, adapts = PRETRAINED[name]
     resolved = config.load(flag(path, "", weights))
-    network = read_config(assemble.weights_folder(resolved), **choices(resolved.policy))
+    network = read_config(weights_lib.weights_folder(resolved), **choices(resolved.policy))
     assert (network.family, network.compute_dtype, network.scan_layers) == (family, "bfloat16", True)
     assert (network.lora is not None) == adapts
     assert network.param_dtype == ("bfloat16" if adapts else "float32")

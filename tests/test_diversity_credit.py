@@ -1,4 +1,4 @@
-"""Diversity credit against brute force in float64 and on a mesh; its enumeration is in test_enumeration.py."""
+"""Diversity credit against brute force in float64 and on a mesh (test_enumeration.py enumerates it)."""
 
 import itertools
 import os

@@ -177,8 +177,8 @@ def test_a_judge_at_chance_or_below_has_no_weight_and_says_so(context, judges, c
     assert reward.summary()[name]["weight"] == 0.0
     assert any(f"judge {name} is at chance" in record.getMessage() for record in caplog.records)
     texts = ["some text", "another"]
-    parts, quality = reward(texts, np.array([0, 1]), *context.encode(texts))
-    assert set(parts) == {name} and (quality == 1).all() and quality.dtype == np.float32
+    judged = reward(texts, np.array([0, 1]), *context.encode(texts))
+    assert set(judged.parts) == {name} and (judged.quality == 1).all() and judged.quality.dtype == np.float32
 
 
 def test_a_random_judge_has_hardly_any_weight_beside_a_good_one(judges):
@@ -194,11 +194,11 @@ def test_a_worlds_verifier_is_exact(context):
     assert reward.summary() == {"verifier": {"auc": 1.0, "weight": 0.5}}
     texts = [e.text for e in task.examples] + ["no such sentence"]
     label = np.array([task.labels.index(e.label) for e in task.examples] + [0])
-    parts, quality = reward(texts, label, *context.encode(texts))
-    np.testing.assert_array_equal(quality, [*np.ones(len(texts) - 1), 0])
-    np.testing.assert_array_equal(parts["verifier"], quality)
-    _, quality = reward(texts[:-1], (label[:-1] + 1) % len(task.labels), *context.encode(texts[:-1]))
-    assert quality.mean() < 0.05
+    judged = reward(texts, label, *context.encode(texts))
+    np.testing.assert_array_equal(judged.quality, [*np.ones(len(texts) - 1), 0])
+    np.testing.assert_array_equal(judged.parts["verifier"], judged.quality)
+    other = reward(texts[:-1], (label[:-1] + 1) % len(task.labels), *context.encode(texts[:-1]))
+    assert other.quality.mean() < 0.05
 
 
 def test_quality_is_the_mean_by_trusted_weight():
@@ -206,9 +206,9 @@ def test_quality_is_the_mean_by_trusted_weight():
         return lambda texts, label, tokens, mask: np.full(len(texts), value, np.float32)
 
     reward = Reward({"a": (constant(1.0), 1.0, 0.6), "b": (constant(0.25), 0.6, 0.2)})
-    parts, quality = reward(["x", "y"], np.zeros(2, int), None, None)
-    np.testing.assert_allclose(quality, (0.6 + 0.05) / 0.8, rtol=1e-6)
-    np.testing.assert_array_equal(parts["b"], [0.25, 0.25])
+    judged = reward(["x", "y"], np.zeros(2, int), None, None)
+    np.testing.assert_allclose(judged.quality, (0.6 + 0.05) / 0.8, rtol=1e-6)
+    np.testing.assert_array_equal(judged.parts["b"], [0.25, 0.25])
 
 
 def test_measure_compares_the_own_label_with_the_others(context, monkeypatch):

@@ -21,7 +21,8 @@ def scores_of(rng, quality):
     features = rng.normal(size=(len(quality), D))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     quality = np.asarray(quality, np.float32)
-    return Scores((quality > 0).astype(np.float32), quality, features.astype(np.float32), {})
+    features = features.astype(np.float32)
+    return Scores((quality > 0).astype(np.float32), quality, features, {}, np.ones(len(quality), bool))
 
 
 def unit_rows(rng, count):

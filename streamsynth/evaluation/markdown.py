@@ -72,6 +72,7 @@ def render(found: Mapping[str, Any], figures: Sequence[str], samples: Mapping[st
         ),
         *_diversity(found),
         *_questions(found),
+        *_scorers(found),
         *_patterns(found),
         *_reward_parts(found),
         *_training(found),
@@ -121,6 +122,17 @@ def _questions(found: Mapping[str, Any]) -> list[str]:
         "Of the unselected texts that are a question with an answer. The last two columns are the shares "
         "whose question is in the real test set, or nearly.",
         table(tables.QUESTION_HEADS, rows),
+    ]
+
+
+def _scorers(found: Mapping[str, Any]) -> list[str]:
+    rows = tables.scorers(found)
+    if not rows:
+        return []
+    return [
+        "## Scorers",
+        "Texts that a scorer failed on have no score; where it is a judge, nothing was learned from them.",
+        table(tables.SCORER_HEADS, rows),
     ]
 
 

@@ -203,6 +203,9 @@ def _tables(found: Mapping[str, Any]) -> str:
         heads = ("data set", "rows", "kept", "near-duplicates", "in the test set", "for balance")
         content += "<h3>Data sets: rows written, and of the kept rows those dropped</h3>"
         content += plain_table(heads, rows)
+    if rows := tables.scorers(found):
+        content += "<h3>Scorers: texts that they were asked about</h3>"
+        content += plain_table(tables.SCORER_HEADS, rows)
     if found["seconds"]:
         rows = ([phase, _duration(value)] for phase, value in found["seconds"].items())
         content += "<h3>Time</h3>" + plain_table(("phase", "time"), rows)

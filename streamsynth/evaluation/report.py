@@ -19,6 +19,7 @@ import numpy as np
 from streamsynth.errors import UserError
 from streamsynth.evaluation import figures, learning, learning_pages, markdown, page, transfer
 from streamsynth.evaluation.diversity import METRICS
+from streamsynth.feedback.scorers.records import tally
 from streamsynth.runtime import journal
 from streamsynth.runtime.files import atomic_write
 
@@ -44,6 +45,7 @@ class Run:
     tasks: names in the order of their turns.   config: resolved.
     metrics: one record a step.   evaluations: one record for each (turn, task).
     summary: of the finished run; empty before its end.
+    scorers: by name what they answered, see `records.tally`.
     """
 
     tasks: tuple[str, ...]
@@ -51,6 +53,7 @@ class Run:
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
     summary: Mapping[str, Any]
+    scorers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write(workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -90,7 +93,8 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     # A stream that goes on has tasks that the summary of its shorter self does not know yet.
     names = [*summary.get("tasks", ()), *(record["task"] for record in evaluations)]
     metrics = journal.read(folder / "metrics.jsonl")
-    return Run(tuple(dict.fromkeys(names)), config, metrics, evaluations, summary)
+    scorers = {path.stem: tally(journal.read(path)) for path in sorted((folder / "scores").glob("*.jsonl"))}
+    return Run(tuple(dict.fromkeys(names)), config, metrics, evaluations, summary, scorers)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -124,6 +128,7 @@ def results(run: Run) -> dict[str, Any]:
       "training": {task: {metric: last value}}, see `learning.training`.
       "failures": {task: {what: how often}}, see `learning.failures`.
       "judges", "datasets": as the run summed them up.
+      "scorers": {name: {"asked", "scored", "failed": {reason: texts}, "requests"}}, all tasks together.
       "config", "commit", "seconds": {phase: seconds}.
     """
     scores = transfer.matrix(run.evaluations, run.tasks)
@@ -168,6 +173,7 @@ def results(run: Run) -> dict[str, Any]:
         "training": learning.training(run.metrics),
         "failures": learning.failures(run.metrics),
         "judges": run.summary.get("judges", {}),
+        "scorers": dict(run.scorers),
         "datasets": run.summary.get("datasets", {}),
         "config": dict(run.config),
         "commit": run.summary.get("commit"),

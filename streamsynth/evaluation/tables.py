@@ -37,6 +37,7 @@ DIVERSITY_HEADS = ("task", "texts", *(_METRIC_NAMES[metric] for metric in METRIC
 STRATEGY_HEADS = ("strategy", "probability", "samples", "mean reward", "standard error", "")
 PART_HEADS = ("part", "first", "last", "first, weighted", "last, weighted")
 FAILURE_HEADS = ("task", "what", "times")
+SCORER_HEADS = ("scorer", "texts", "scored", "failed", "why", "requests")
 
 
 def questions(found: Mapping[str, Any]) -> list[list[Any]]:
@@ -106,3 +107,18 @@ def training(found: Mapping[str, Any]) -> list[list[Any]]:
 def failures(found: Mapping[str, Any]) -> list[list[Any]]:
     """What was counted, task by task."""
     return [[task, key, count] for task, counts in found["failures"].items() for key, count in counts.items()]
+
+
+def scorers(found: Mapping[str, Any]) -> list[list[Any]]:
+    """Of each scorer: the texts it was asked about, those it failed on and why, and the requests it took."""
+    return [
+        [
+            name,
+            counts["asked"],
+            counts["scored"],
+            counts["asked"] - counts["scored"],
+            ", ".join(f"{reason} {count}" for reason, count in counts["failed"].items()) or "–",
+            counts["requests"],
+        ]
+        for name, counts in found["scorers"].items()
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from streamsynth.errors import UserError
 from streamsynth.feedback import judge as judge_lib
 from streamsynth.feedback import prototypes
 from streamsynth.feedback.encoder import Encoder
+from streamsynth.feedback.scorers.records import Where
+from streamsynth.feedback.scorers.scorer import Scorer, TaskScorer
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
 from streamsynth.tasks.question_answer import wrongly_answered
@@ -109,44 +111,119 @@ def _encoder(context: JudgeContext) -> Judge:
     return judge
 
 
+# Secondary parts that are no scorers: adherence to the attributes asked for, and worth to a student.
+ATTRIBUTE, UTILITY = "attribute", "utility"
 JUDGES = {"verifier": _verifier, "posterior": _posterior, "encoder": _encoder}
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward:
-    """The judges of one task: name -> (judge, AUC on held-back examples, weight)."""
+class Judgement:
+    """What the judges say of N samples.
 
-    judges: dict[str, tuple[Judge, float, float]]
+    parts: each judge's verdict before its weight, [N] float32 in [0, 1]; NaN where not asked or failed.
+    secondary: the same of the secondary parts, NaN also where the sample was not accepted.
+    quality: [N] float32 in [0, 1], the weighted mean of the parts; 0 where one is missing.
+    scored: [N] bool, no judge with a weight failed on the sample.
+    failed: for each scorer that was asked, samples it failed on, by reason.
+    """
+
+    parts: dict[str, np.ndarray]
+    secondary: dict[str, np.ndarray]
+    quality: np.ndarray
+    scored: np.ndarray
+    failed: dict[str, dict[str, int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """The judges of one task.
+
+    judges: name -> (judge, AUC on held-back examples, weight).
+    secondary: name -> (judge, weight), asked about accepted samples alone.
+    accept: the quality from which a sample is accepted.
+    """
+
+    judges: dict[str, tuple[Judge | TaskScorer, float, float]]
+    secondary: dict[str, tuple[Judge | TaskScorer, float]] = dataclasses.field(default_factory=dict)
+    accept: float = 0.5
 
     def __call__(
-        self, texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array
-    ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """Every judge's verdict before its weight, and the weighted mean: [N] float32 in [0, 1].
+        self,
+        texts: Sequence[str],
+        label: np.ndarray,
+        tokens: Array,
+        mask: Array,
+        *,
+        where: Where = (),
+        passed: np.ndarray | None = None,
+    ) -> Judgement:
+        """Judges N samples.
 
-        Without any judge that can be trusted the mean is 1: what passes the gates is all alike.
+        Without any judge that can be trusted the quality is 1: what passes the gates is all alike. A scorer
+        costs time or money: it is not asked where it has no weight, nor about a sample that is lost already.
+
+        Args:
+          texts, label, tokens, mask: N samples, the labels asked for [N], and tokens and mask [N, T].
+          where: (purpose, *steps), which names the samples in the journals of scorers; () journals nothing.
+          passed: [N] bool, the samples that passed the gates; all by default.
         """
-        parts = {name: judge(texts, label, tokens, mask) for name, (judge, _, _) in self.judges.items()}
+        passed = np.ones(len(texts), bool) if passed is None else passed
+        scored = np.ones(len(texts), bool)
+        parts, secondary, failed = {}, {}, {}
+        weighed = np.zeros(len(texts), np.float32)
         total = sum(weight for _, _, weight in self.judges.values())
-        if total == 0:
-            return parts, np.ones(len(texts), np.float32)
-        weighed = sum(self.judges[name][2] * part for name, part in parts.items())
-        return parts, (weighed / total).astype(np.float32)
 
-    def summary(self) -> dict[str, dict[str, float]]:
-        """For the report: AUC and weight of each judge."""
-        return {name: {"auc": area, "weight": weight} for name, (_, area, weight) in self.judges.items()}
+        def ask(name: str, judge: Judge | TaskScorer, asked: np.ndarray) -> np.ndarray:
+            if not isinstance(judge, TaskScorer):
+                return judge(texts, label, tokens, mask)
+            values, failed[name] = judge(texts, label, where, asked)
+            return values
+
+        for name, (judge, _, weight) in self.judges.items():
+            if isinstance(judge, TaskScorer) and not weight:
+                continue
+            asked = passed & scored
+            parts[name] = ask(name, judge, asked)
+            scored &= np.isfinite(parts[name]) | ~asked
+            weighed += weight * np.nan_to_num(parts[name])
+        quality = np.where(scored, weighed / total, 0.0) if total else np.ones(len(texts))
+        accepted = passed & scored & (quality >= self.accept)
+        for name, (judge, _) in self.secondary.items():
+            secondary[name] = np.where(accepted, ask(name, judge, accepted), np.float32(np.nan))
+        return Judgement(parts, secondary, quality.astype(np.float32), scored, failed)
+
+    def weights(self) -> dict[str, float]:
+        """By judge and secondary part."""
+        return {
+            **{name: weight for name, (_, _, weight) in self.judges.items()},
+            **{name: weight for name, (_, weight) in self.secondary.items()},
+        }
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """For the report: AUC and weight of each judge; a secondary part has no AUC, it is not measured."""
+        return {
+            **{name: {"auc": area, "weight": weight} for name, (_, area, weight) in self.judges.items()},
+            **{name: {"auc": None, "weight": weight} for name, (_, weight) in self.secondary.items()},
+        }
 
 
-def check_judges(weights: dict[str, float]) -> None:
+def check_judges(weights: dict[str, float], scorers: Iterable[str] = ()) -> None:
     """Raises UserError for a judge that does not exist, or a negative weight."""
+    known = (*JUDGES, *scorers)
     for name, weight in weights.items():
-        if name not in JUDGES:
-            raise UserError(f"feedback.judges.{name} is not a judge: choose among {', '.join(JUDGES)}.")
+        if name not in known:
+            raise UserError(f"feedback.judges.{name} is not a judge: choose among {', '.join(known)}.")
         if weight < 0:
             raise UserError(f"feedback.judges.{name} = {weight} is negative: give 0 or more.")
 
 
-def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
+def make_reward(
+    context: JudgeContext,
+    weights: dict[str, float],
+    scorers: Mapping[str, Scorer] | None = None,
+    secondary: Mapping[str, float] | None = None,
+    accept: float = 0.5,
+) -> Reward:
     """Makes the judges that have a weight, and measures each before it is trusted.
 
     A judge's AUC at telling held-back texts of a label from texts of the others (see `measure`) scales its
@@ -155,14 +232,20 @@ def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
     Args:
       context: of the task.
       weights: by judge, from the config; 0 leaves a judge out.
+      scorers: by name, those that `weights` and `secondary` name.
+      secondary: weights of scorers that are not measured, from the config; 0 leaves one out.
+      accept: the quality from which a sample is accepted.
 
     Raises:
       UserError: for an unknown judge or a negative weight, or where no example is held back.
     """
-    check_judges(weights)
+    scorers = scorers or {}
+    check_judges(weights, scorers)
     judges = {}
     for name, weight in weights.items():
-        judge = JUDGES[name](context) if weight else None
+        if not weight:
+            continue
+        judge = TaskScorer(scorers[name], context.task) if name in scorers else JUDGES[name](context)
         if judge is None:
             continue
         if not context.held_back:
@@ -178,28 +261,38 @@ def make_reward(context: JudgeContext, weights: dict[str, float]) -> Reward:
                 context.task.name, name, area,
             )  # fmt: skip
         judges[name] = (judge, area, trusted)
-    return Reward(judges)
+    parts = {
+        name: (TaskScorer(scorers[name], context.task), weight)
+        for name, weight in (secondary or {}).items()
+        if weight and name in scorers
+    }
+    return Reward(judges, parts, accept)
 
 
-def measure(context: JudgeContext, judge: Judge) -> float:
+def measure(context: JudgeContext, judge: Judge | TaskScorer) -> float:
     """The judge's AUC: held-back examples under their own label against the same texts under the others.
 
     Questions have one label only: there, each held-back question with its answer is ranked against each with
-    the answer of another one. A judge that knows what reads well, but not what is right, is at chance.
+    the answer of another one. A judge that knows what reads well, but not what is right, is at chance. So is
+    a scorer that fails on all of them; texts that it fails on are left out.
     """
     task = context.task
+
+    def verdicts(texts: Sequence[str], label: np.ndarray, asked_for: int) -> np.ndarray:
+        if isinstance(judge, TaskScorer):
+            return judge(texts, label, (f"measure/{task.name}", asked_for))[0]
+        return judge(texts, label, *context.encode(texts))
+
     if task.kind == "qa":
         right = [example.text for example in context.held_back]
-        wrong = wrongly_answered(context.held_back)
-        label = np.zeros(len(right) + len(wrong), np.int32)
-        verdicts = judge([*right, *wrong], label, *context.encode([*right, *wrong]))
-        return judge_lib.auc(verdicts[: len(right)], verdicts[len(right) :])
-    texts = [example.text for example in context.held_back]
-    truth = np.array([task.labels.index(example.label) for example in context.held_back])
-    tokens, mask = context.encode(texts)
-    verdicts = np.stack(
-        [judge(texts, np.full(len(texts), k, np.int32), tokens, mask) for k in range(len(task.labels))],
-        axis=1,
-    )
-    own = np.arange(len(task.labels))[None, :] == truth[:, None]
-    return judge_lib.auc(verdicts[own], verdicts[~own])
+        texts = [*right, *wrongly_answered(context.held_back)]
+        found = verdicts(texts, np.zeros(len(texts), np.int32), 0)
+        own = np.arange(len(texts)) < len(right)
+    else:
+        texts = [example.text for example in context.held_back]
+        truth = np.array([task.labels.index(example.label) for example in context.held_back])
+        labels = range(len(task.labels))
+        found = np.stack([verdicts(texts, np.full(len(texts), k, np.int32), k) for k in labels], axis=1)
+        own = np.arange(len(task.labels))[None, :] == truth[:, None]
+    known = np.isfinite(found)
+    return judge_lib.auc(found[own & known], found[~own & known])

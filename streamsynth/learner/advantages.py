@@ -60,10 +60,15 @@ class Advantages:
     sigma: dict[str, Array]
 
 
-def leave_one_out(quality: Array) -> jax.Array:
+def leave_one_out(quality: Array, counted: Array | None = None) -> jax.Array:
     """q_i minus the mean of the other qualities in its group, [B, G] to [B, G] (RLOO: Kool et al. 2019).
 
     For one prompt, [1, 0, 0] gives [1, -1/2, -1/2].
+
+    Args:
+      quality: [B, G], finite.
+      counted: [B, G] bool, the samples that take part, all by default. The others get 0 and are no part of
+        a mean, and so does one that has no other to be compared with.
 
     Raises:
       UserError: groups have fewer than two samples.
@@ -74,15 +79,25 @@ def leave_one_out(quality: Array) -> jax.Array:
             f"a group of {group} sample has nothing to compare with: set the samples per prompt to 2 or more"
         )
     # Summed differences rather than a difference of sums: exactly 0, not rounding noise, where all are equal.
-    return jnp.sum(quality[..., :, None] - quality[..., None, :], axis=-1) / (group - 1)
+    difference = quality[..., :, None] - quality[..., None, :]
+    if counted is None:
+        return jnp.sum(difference, axis=-1) / (group - 1)
+    both = counted[..., :, None] & counted[..., None, :]
+    others = jnp.sum(counted, axis=-1, keepdims=True) - 1
+    return jnp.sum(jnp.where(both, difference, 0.0), axis=-1) / jnp.maximum(others, 1)
 
 
-def centred(part: Array, samples: int, centre: str) -> jax.Array:
-    """A part of the reward, [N], less the mean of the "others" of its group of G, or of the whole "group"."""
-    groups = part.reshape(-1, samples)
+def centred(part: Array, samples: int, centre: str, counted: Array) -> jax.Array:
+    """A part of the reward, [N], less the mean of the "others" of its group of G, or of the whole "group".
+
+    Samples that are not `counted`, [N] bool, get 0 and are no part of a mean.
+    """
+    groups, counted = part.reshape(-1, samples), counted.reshape(-1, samples)
     if centre == "others":
-        return leave_one_out(groups).reshape(-1)
-    return (groups - groups.mean(-1, keepdims=True)).reshape(-1)
+        return leave_one_out(groups, counted).reshape(-1)
+    count = jnp.maximum(counted.sum(-1, keepdims=True), 1)
+    mean = jnp.sum(jnp.where(counted, groups, 0.0), -1, keepdims=True) / count
+    return jnp.where(counted, groups - mean, 0.0).reshape(-1)
 
 
 def dead(reward: Array, samples: int) -> jax.Array:
@@ -103,16 +118,24 @@ def from_level(spread: Spread, name: str, part: Array) -> jax.Array:
     return jnp.where(level != 0.0, part - level, 0.0)
 
 
-def update_level(spread: Spread, parts: Mapping[str, Array], decay: float = 0.95) -> Spread:
-    """The spread with the running means of shared parts, [N] each, after a batch."""
+def update_level(
+    spread: Spread, parts: Mapping[str, Array], counted: Mapping[str, Array], decay: float = 0.95
+) -> Spread:
+    """The spread with the running means of shared parts, [N] each, over their `counted` samples, [N] bool."""
     level = dict(spread.level)
     for name, part in parts.items():
-        old, new = level[name], part.mean()
-        level[name] = jnp.where(old != 0.0, decay * old + (1.0 - decay) * new, new)
+        old, new = level[name], jnp.mean(part, where=counted[name])  # NaN without any
+        moved = jnp.where(old != 0.0, decay * old + (1.0 - decay) * new, new)
+        level[name] = jnp.where(jnp.isfinite(new), moved, old)
     return spread.replace(level=level)
 
 
-def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.95) -> Spread:
+def update_spread(
+    spread: Spread,
+    parts: Mapping[str, Array],
+    decay: float = 0.95,
+    counted: Mapping[str, Array] | None = None,
+) -> Spread:
     """The spread after a batch; call it after `combine`, so that no sample moves the sigma it is divided by.
 
     A part's first batch that is not all zeros is taken as it is; after that, decay * old + (1 - decay) *
@@ -122,10 +145,13 @@ def update_spread(spread: Spread, parts: Mapping[str, Array], decay: float = 0.9
       spread: before the batch.
       parts: centred parts by name, [N] each; names must be in `spread`.
       decay: in [0, 1).
+      counted: by name, [N] bool, the samples that a part has a value for; all by default. A part without any
+        keeps its value.
     """
     mean_square = dict(spread.mean_square)
     for name, part in parts.items():
-        old, new = mean_square[name], jnp.mean(jnp.square(part))
+        mine = None if counted is None else counted[name]
+        old, new = mean_square[name], jnp.mean(jnp.square(part), where=mine)  # NaN without any
         moved = jnp.where(old > 0.0, decay * old + (1.0 - decay) * new, new)
         mean_square[name] = jnp.where(jnp.isfinite(new), moved, old)
     return spread.replace(mean_square=mean_square)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from streamsynth.feedback import gates as gates_lib
 from streamsynth.feedback.encoder import Encoder
 from streamsynth.feedback.features import ngram_features, project_hidden
 from streamsynth.feedback.reward import Reward
+from streamsynth.feedback.scorers.records import Where
 from streamsynth.keys import numpy_rng, purpose_key, sample_keys
 from streamsynth.policy.logprobs import mean_hidden
 from streamsynth.policy.rollout import rollout
@@ -131,12 +133,72 @@ class Featurizer:
         return project_hidden(hidden, self.width, key)
 
 
+def example_features(form: PromptFormat, featurize: Featurizer, task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """The features [M, D] and labels [M] of a task's examples."""
+    texts = [example.text for example in task.examples]
+    label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
+    tokens, mask = form.pad_completions([form.answer(task.brief, text) for text in texts])
+    return np.asarray(featurize(texts, tokens, mask)), label
+
+
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """Scores of N samples, and the gates each one met."""
+    """Scores of N samples, the gates each one met, and by scorer and reason how many it failed on."""
 
     scores: Scores
     gates: gates_lib.Gates
+    failed: dict[str, dict[str, int]]
+
+    @property
+    def quality(self) -> float:
+        """The mean over the samples that were scored; NaN for none."""
+        return mean_known(np.where(self.scores.scored, self.scores.quality, np.nan))
+
+    def with_secondary(self, name: str, part: np.ndarray, accept: float) -> Scored:
+        """With one more secondary part, [N], of the samples with at least the quality `accept`."""
+        s = self.scores
+        accepted = s.scored & (np.asarray(s.quality) >= accept)
+        secondary = {**s.secondary, name: np.where(accepted, part, np.float32(np.nan))}
+        return dataclasses.replace(self, scores=s.replace(secondary=secondary))
+
+    def figures(self, weights: Mapping[str, float]) -> dict[str, float]:
+        """For the metrics: the quality, and each part before and after its weight.
+
+        Before it a part is the mean over the samples that it has a value for, after it the sum of what it
+        gave to samples that passed, over all.
+        """
+        s = self.scores
+        named = {"reward/quality": self.quality}
+        for name, part in {**s.parts, **s.secondary}.items():
+            named[f"reward/{name}"] = mean_known(part)
+            named[f"reward/{name}_weighted"] = float((s.gate * np.nan_to_num(part)).mean() * weights[name])
+        return named | failures([self.failed])
+
+
+def scores_of(scores: Scores, i: int) -> dict[str, float]:
+    """For the row of sample i: its quality, and the parts that it has."""
+    parts = {name: float(part[i]) for name, part in {**scores.parts, **scores.secondary}.items()}
+    return {
+        "quality": float(scores.quality[i]),
+        **{name: part for name, part in parts.items() if np.isfinite(part)},
+    }
+
+
+def mean_known(values: Sequence[float] | np.ndarray) -> float:
+    """The mean of what is not NaN; NaN for nothing."""
+    values = np.asarray(values)
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else float("nan")
+
+
+def failures(batches: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, int]:
+    """For the metrics: how many texts each scorer failed on, in all and by reason."""
+    counts: Counter[str] = Counter()
+    for batch in batches:
+        for name, reasons in batch.items():
+            counts[f"scorer/{name}/failed"] += sum(reasons.values())
+            counts.update({f"scorer/{name}/failed/{reason}": count for reason, count in reasons.items()})
+    return dict(counts)
 
 
 def score(
@@ -146,6 +208,7 @@ def score(
     featurize: Featurizer,
     seen: Callable[[str], bool],
     config: Any,
+    where: Where = (),
 ) -> Scored:
     """Gates first, then the judges, then features: all functions of the sample and of earlier state alone.
 
@@ -156,6 +219,7 @@ def score(
       featurize: texts to vectors.
       seen: whether a text (its `Task.identity`) is a near-duplicate of what was kept before this batch.
       config: the group `feedback`.
+      where: (purpose, *steps), the samples' place in the journals of scorers.
     """
     gates = gates_lib.check(
         written.texts,
@@ -166,12 +230,21 @@ def score(
         max_words=config.max_words,
         seen=seen,
     )
-    parts, quality = reward(written.texts, written.label, written.rollouts.tokens, written.rollouts.mask)
+    judged = reward(
+        written.texts,
+        written.label,
+        written.rollouts.tokens,
+        written.rollouts.mask,
+        where=where,
+        passed=gates.passed,
+    )
     gate = gates.passed.astype(np.float32)
     scores = Scores(
         gate=gate,
-        quality=gate * quality,
+        quality=gate * judged.quality,
         features=featurize(written.texts, written.rollouts.tokens, written.rollouts.mask),
-        parts=parts,
+        parts=judged.parts,
+        scored=judged.scored,
+        secondary=judged.secondary,
     )
-    return Scored(scores, gates)
+    return Scored(scores, gates, judged.failed)

@@ -119,6 +119,7 @@ def remember(
     key: jax.Array,
     decay: float,
     archive_decay: float,
+    scored: Array | None = None,
 ) -> TaskState:
     """The task's state after a batch: samples offered to its buffer, the kept ones absorbed by its archive.
 
@@ -133,6 +134,7 @@ def remember(
       key: of the reservoir.
       decay: of the baselines.
       archive_decay: what is left of a sample's weight in the archive after each later batch of its task.
+      scored: [N] bool, which samples are offered and counted; all by default.
     """
     e = diversity.weighted(samples.features, samples.weight)
     archive, buffer = task.archive, task.buffer
@@ -144,14 +146,14 @@ def remember(
         archive, diversity.weighted(chosen.features, chosen.weight), chosen.label, chosen.counted
     )
     credit = _marginal(archive, e, samples.label, samples.counted)
-    everyone = jnp.ones(keep.shape, bool)
+    scored = jnp.ones(keep.shape, bool) if scored is None else jnp.asarray(scored)
     decay = jnp.where(buffer.seen > 0, decay, 0.0)  # nothing came before the first batch
     return task.replace(
-        buffer=replay.insert(buffer, samples, key, credit, refreshed),
+        buffer=replay.insert(buffer, samples, key, credit, refreshed, scored),
         archive=archive,
-        quality=_moved(task.quality, samples.quality, everyone, decay),
-        weight=_moved(task.weight, samples.weight, everyone, decay),
-        credit=_moved(task.credit, credit, everyone, decay),
+        quality=_moved(task.quality, samples.quality, scored, decay),
+        weight=_moved(task.weight, samples.weight, scored, decay),
+        credit=_moved(task.credit, credit, scored, decay),
         kept=task.kept + np.int32(keep.sum()),
     )
 

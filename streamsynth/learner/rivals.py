@@ -30,7 +30,11 @@ class Batch:
 
     quality: [N] in [0, 1], 0 where the gate is 0.   gate: [N] in {0, 1}.
     features: [N, D] unit vectors.
-    attribute: [N] in [0, 1], how far a text has the attributes that were asked for; None where none were.
+    attribute: [N] in [0, 1], how far a text has the attributes that were asked for, NaN where it was not
+      accepted; None where none were asked for.
+    utility: [N], what a sample does for a student (`feedback.utility`), 0 where it was not accepted; or None.
+    secondary: parts that count among accepted samples alone, by name, [N] each; NaN elsewhere.
+    weights: of secondary parts and of "utility", against that of quality; those without count for nothing.
     value: [], the log-volume that the batch adds to the archive (`feedback.diversity.value`).
     novelty: [N], each sample's credit for it less what could be expected of it.
     share: [] in [0, 1], of diversity in the reward, the dual ascent's.
@@ -44,6 +48,9 @@ class Batch:
     novelty: Array
     share: Array
     attribute: Array | None = None
+    utility: Array | None = None
+    secondary: Mapping[str, Array] = flax.struct.field(default_factory=dict)
+    weights: tuple[tuple[str, float], ...] = flax.struct.field(pytree_node=False, default=())
     samples: int = flax.struct.field(pytree_node=False, default=2)
 
 
@@ -51,7 +58,8 @@ class Batch:
 class Paid:
     """What the samples of a batch are paid.
 
-    parts: by name, [N].   weights: by name, what each part counts.
+    parts: by name, [N]; NaN where a sample has no value and none is to be compared with it.
+    weights: by name, what each part counts.
     ready: names of parts that bring their own comparison, which knows nothing of the sample; the objective
       compares the others within the group.
     shared: names of parts that all samples have alike; they are compared with earlier batches.
@@ -87,15 +95,18 @@ class RivalConfig:
 
 
 def credit(batch: Batch, c: RivalConfig) -> Paid:
-    """Ours: quality, and each sample's own credit for the diversity of the whole batch.
+    """Ours: quality, secondary parts, and each sample's own credit for the diversity of the whole batch.
 
-    The weights are a mean's, not a sum's: what binds must hold quality back, or the policy outruns it.
+    The weights are a mean's, not a sum's: what binds must hold quality back, or the policy outruns it. The
+    utility depends on the whole set and is compared with its running mean over earlier batches.
     """
-    return Paid(
-        parts={"quality": batch.quality, "diversity": batch.novelty},
-        weights={"quality": 1.0 - batch.share, "diversity": batch.share},
-        ready=("diversity",),
-    )
+    parts = {"quality": batch.quality, "diversity": batch.novelty}
+    weights = {"quality": 1.0 - batch.share, "diversity": batch.share}
+    for name, weight in batch.weights:
+        parts[name] = batch.utility if name == "utility" else batch.secondary[name]
+        weights[name] = weight * (1.0 - batch.share)
+    shared = ("utility",) if "utility" in parts else ()
+    return Paid(parts=parts, weights=weights, ready=("diversity",), shared=shared)
 
 
 def quality(batch: Batch, c: RivalConfig) -> Paid:
@@ -209,7 +220,7 @@ def release(batch: Batch, c: RivalConfig) -> Paid:
         "label": (c.release_label, batch.gate),
         "attribute": (
             c.release_attribute,
-            jnp.zeros_like(batch.quality) if batch.attribute is None else batch.attribute,
+            jnp.zeros_like(batch.quality) if batch.attribute is None else jnp.nan_to_num(batch.attribute),
         ),
         "quality": (c.release_quality, batch.quality),
         "distinct": (c.release_diversity, jnp.clip(c.release_slope * (1.0 - density), 0.0, 1.0)),

@@ -128,7 +128,7 @@ def new_state(
         tasks=tuple(new_task(config, k) for k in labels),
         patterns=patterns.inherit(experience, count) if experience else patterns.empty(count),
         scheduler=scheduler.empty(count),
-        spread=advantages.initial_spread(PARTS),
+        spread=advantages.initial_spread((*PARTS, *config.feedback.secondary)),
         balance=balance.initial(config.balance.alpha, 0.0),
         transfer=np.full((count + 1, count), np.nan, np.float32),
         journals=np.zeros(2 + count, np.int64),

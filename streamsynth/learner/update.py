@@ -12,6 +12,7 @@ import optax
 
 from streamsynth.feedback import diversity
 from streamsynth.feedback.diversity import Archive
+from streamsynth.feedback.reward import ATTRIBUTE
 from streamsynth.learner import advantages, rivals
 from streamsynth.learner.advantages import Advantages, Spread
 from streamsynth.learner.balance import Balance, dual_ascent
@@ -21,22 +22,24 @@ from streamsynth.learner.rivals import REWARDS, Paid, RivalConfig
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Scores
 
-# Of all rewards; one that is not to be taken apart is "reward".
-PARTS = ("quality", "diversity", "reward")
-# No part is divided by less than this, in its own unit.
-FLOORS = {"quality": 0.05, "diversity": 0.01, "reward": 0.05}
+# Of all rewards; one that is not to be taken apart is "reward". Secondary parts have names of their own.
+PARTS = ("quality", "utility", "diversity", "reward")
+# No part is divided by less than this, in its own unit; secondary parts have that of quality.
+FLOORS = {"quality": 0.05, "utility": 1e-5, "diversity": 0.01, "reward": 0.05}
 
 
 @flax.struct.dataclass
 class Assessment:
     """What a batch of samples is worth to the learner.
 
-    advantage: [N].   counted: [N] bool, whether a sample is learned from.
+    advantage: [N].   earned: [N], what strategies are compared by.
+    counted: [N] bool, whether a sample is learned from.
     weight: [N], r(q).   credit: [N].   metrics: scalars, every part by name.
     spread, balance: the running statistics after the batch.
     """
 
     advantage: Array
+    earned: Array
     counted: Array
     weight: Array
     credit: Array
@@ -59,6 +62,7 @@ class Assessment:
         "reward",
         "choices",
         "constants",
+        "secondary",
     ),
 )
 def assess(
@@ -80,6 +84,8 @@ def assess(
     choices: Choices = OBJECTIVES["streamsynth"],
     constants: RivalConfig = RivalConfig(),  # noqa: B008, frozen
     elsewhere: Array | None = None,
+    secondary: tuple[tuple[str, float], ...] = (),
+    utility: Array | None = None,
 ) -> Assessment:
     """Advantages of fresh samples: what the reward pays them, compared and scaled as the objective says.
 
@@ -101,7 +107,11 @@ def assess(
       choices: of the objective.
       constants: of the rivals.
       elsewhere: [D, D], what other tasks' archives count for (`diversity.beside`); nothing by default.
+      secondary: weights, against that of quality, of the secondary parts and of the utility.
+      utility: [N], `feedback.utility` of each sample; 0 where it was not accepted.
     """
+    # A sample that was not scored is of no label: it is no part of any log-volume or statistic.
+    label = jnp.where(scores.scored, label, -1)
     archive = diversity.decay(archive, remembered)
     if elsewhere is not None:
         archive = diversity.beside(archive, elsewhere)
@@ -112,17 +122,24 @@ def assess(
     counted = weight if weighted else scores.gate
     d, valid = diversity.statistic(scores.features, counted, label, archive.matrix.shape[0])
     batch = rivals.Batch(
-        quality=scores.quality,
+        quality=jnp.where(scores.scored, scores.quality, jnp.nan),
         gate=scores.gate,
         features=scores.features,
         value=value,
         novelty=novelty,
         share=balance.alpha / (1.0 + balance.alpha),
+        attribute=scores.secondary.get(ATTRIBUTE),
+        utility=utility,
+        secondary=scores.secondary,
+        weights=secondary,
         samples=samples,
     )
     paid = REWARDS[reward](batch, constants)
-    parts = {name: _compared(paid, name, spread, samples, choices) for name in paid.parts}
-    combined = advantages.combine(parts, paid.weights, spread, FLOORS, scale=choices.scale, samples=samples)
+    known = {name: scores.scored & jnp.isfinite(part) for name, part in paid.parts.items()}
+    paid = paid.replace(parts={name: jnp.where(known[name], part, 0.0) for name, part in paid.parts.items()})
+    parts = {name: _compared(paid, name, spread, samples, choices, known[name]) for name in paid.parts}
+    floors = {name: FLOORS.get(name, FLOORS["quality"]) for name in parts}
+    combined = advantages.combine(parts, paid.weights, spread, floors, scale=choices.scale, samples=samples)
     dead = advantages.dead(sum(paid.weights[name] * part for name, part in paid.parts.items()), samples)
     metrics = {
         "diversity/statistic": d,
@@ -133,14 +150,15 @@ def assess(
         "advantage/dead_groups": dead.mean(),
         **_part_metrics(combined, paid),
     }
-    spread = advantages.update_level(spread, {name: paid.parts[name] for name in paid.shared})
+    spread = advantages.update_level(spread, {name: paid.parts[name] for name in paid.shared}, known)
     return Assessment(
-        advantage=combined.total,
+        advantage=jnp.where(scores.scored, combined.total, 0.0),
+        earned=_earned(combined, paid, scores.quality),
         counted=~dead if choices.drop_dead else jnp.ones_like(dead),
         weight=weight,
         credit=credit,
         metrics=metrics,
-        spread=advantages.update_spread(spread, parts),
+        spread=advantages.update_spread(spread, parts, counted=known),
         balance=dual_ascent(balance, d, valid, eta=eta, alpha_max=alpha_max),
     )
 
@@ -153,14 +171,25 @@ def _novelty(archive: Archive, e: Array, label: Array, neutral: bool) -> tuple[A
     return credit, credit - baseline
 
 
-def _compared(paid: Paid, name: str, spread: Spread, samples: int, choices: Choices) -> Array:
-    """A part of what is paid, [N], less what it is compared with."""
+def _compared(paid: Paid, name: str, spread: Spread, samples: int, choices: Choices, known: Array) -> Array:
+    """A part of what is paid, [N], less what it is compared with; 0 for samples that have no value for it."""
     part = paid.parts[name]
     if name in paid.ready:
         return part
     if name in paid.shared:
-        return advantages.from_level(spread, name, part)
-    return advantages.centred(part, samples, choices.centre)
+        return jnp.where(known, advantages.from_level(spread, name, part), 0.0)
+    return advantages.centred(part, samples, choices.centre, known)
+
+
+def _earned(combined: Advantages, paid: Paid, quality: Array) -> Array:
+    """[N], what each sample earned, in the unit of quality: that itself, uncompared, and the other parts.
+
+    It is what strategies are compared by, so that a group's own mean must not be taken out of it.
+    """
+    if "quality" not in combined.weighted:
+        return quality
+    others = sum(part for name, part in combined.weighted.items() if name != "quality")
+    return paid.weights["quality"] * quality + combined.sigma["quality"] * others
 
 
 def _part_metrics(combined: Advantages, paid: Paid) -> dict[str, Array]:

@@ -1,0 +1,95 @@
+"""Where the base policy of a run comes from: named weights, or a policy of our own from the cache."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from streamsynth import pretrain
+from streamsynth.errors import UserError
+from streamsynth.policy.families import choices
+from streamsynth.policy.huggingface.architectures import read_config, read_context
+from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
+from streamsynth.policy.tokenizer_files import load_tokenizer
+from streamsynth.runtime import mesh as mesh_lib
+from streamsynth.stream.formats import make_format
+from streamsynth.tasks.task import Brief, Task
+
+
+def weights_folder(config: Any) -> str | None:
+    """The folder of the weights that `policy.init` names, or None for a policy of our own.
+
+    Raises:
+      UserError: it names something else.
+    """
+    kind, _, folder = config.policy.init.partition(":")
+    if not config.policy.init:
+        return None
+    if kind != "hf" or not folder:
+        raise UserError(
+            f"policy.init = {config.policy.init!r} names no weights: give hf:DIR, or leave it empty for a "
+            "policy of our own."
+        )
+    return folder
+
+
+def base_policy(config: Any, tasks: Sequence[Task]) -> Policy:
+    """The base policy of a config: of the named weights, or one of our own, pretrained now or before.
+
+    Raises:
+      UserError: the weights cannot be read, or a pretraining source is also in the stream.
+    """
+    folder = weights_folder(config)
+    if folder is None:
+        return pretrain.base_policy(config, tasks, cache_dir=cache_directory(config))
+    return read_weights(folder, mesh_lib.make_mesh(config.mesh.to_dict()), **choices(config.policy))
+
+
+def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
+    """The base policy of a run, from the folder that `save_policy` wrote.
+
+    Raises:
+      UserError: it is damaged, or the named weights are not those that the run began with.
+    """
+    was = named_weights(directory)
+    if was is None:
+        return load_policy(directory)
+    policy = base_policy(config, ())
+    if policy.hash != was:
+        raise UserError(
+            f"{policy.origin} holds other weights ({policy.hash}) than those this run began with ({was}): "
+            "point policy.init at those, or use a new --workdir."
+        )
+    return policy
+
+
+def check_weights(config: Any, folder: str) -> None:
+    """What can be said of named weights without reading them."""
+    r = config.rollout
+    network = read_config(folder, **choices(config.policy))
+    tokenizer = load_tokenizer(folder)
+    form = make_format(config.policy.format, tokenizer, r.prompt_length, r.completion_length)
+    context, wanted = read_context(folder), r.prompt_length + r.completion_length
+    if wanted > context:
+        raise UserError(
+            f"rollout.prompt_length + rollout.completion_length = {wanted} is more than the {context} tokens "
+            f"that the model in {folder} was made for (max_position_embeddings): lower one of them."
+        )
+    # A tokenizer may know control tokens beyond the embeddings, such as one for images, but none in use.
+    asked, _ = form.prompt(Brief("", ("text",), "classification"), 0, "", (), ())
+    used = [tokenizer.vocab_size - len(tokenizer.control) - 1, tokenizer.pad, *form.stops, *asked]
+    if max(used) >= network.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} uses the id {max(used)}, and its model has {network.vocab_size} "
+            "embeddings (vocab_size): copy the tokenizer that belongs to the weights."
+        )
+
+
+def cache_directory(config: Any) -> pathlib.Path:
+    """Where base policies are cached: `cache_dir`, or the user's cache folder."""
+    if config.cache_dir:
+        return pathlib.Path(config.cache_dir)
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "streamsynth"
