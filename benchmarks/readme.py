@@ -128,12 +128,15 @@ def utility() -> str:
         ]
         for size in sizes:
             cost = found["costs"][size][form]
-            figures.append(f"{1e3 * cost['seconds']:.2g}")
-            figures.append(f"{cost['exact_over_this']:.2g} x")
+            figures.append(f"{1e3 * cost['seconds']:.3g}")
+            figures.append(f"{cost['exact_over_this']:.0f} x")
             figures.append(f"{cost['temporary_bytes'] / 1e6:.2g}")
         lines.append(f"| {form.replace('_', ' ')} | " + " | ".join(figures) + " |")
     batches = len(found["cells"]) // len(found["costs"][sizes[0]])
-    note = f"Medians over {batches} batches; {found['device']} (`{found['command']}`)."
+    note = (
+        f"Medians over {batches} batches; the least time of {found['repeats']}; {found['device']} "
+        f"(`{found['command']}`)."
+    )
     return "\n".join([*lines, "", note])
 
 
