@@ -8,10 +8,10 @@ import pytest
 import runs
 
 from streamsynth import assemble, tuning, turn
-from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.feedback import diversity
 from streamsynth.policy.store import load_policy
 from streamsynth.runtime import mesh as mesh_lib
+from streamsynth.stream.kept import Kept
 
 
 def begin(finished, **overrides):
@@ -20,7 +20,7 @@ def begin(finished, **overrides):
     setting = assemble.assemble(
         config, assemble.load_tasks(config), load_policy(finished.workdir / "policy"), None
     )
-    seen = NearDuplicates(config.dataset.near_duplicate)
+    seen = Kept(setting.tasks[0], config.dataset.near_duplicate, config.rollout.best_kept)
     with mesh_lib.use(setting.mesh):
         before = assemble.first_state(setting)
         state, figures, rows = turn.begin_turn(setting, before, seen)
@@ -97,7 +97,7 @@ def test_of_the_kept_rows_the_most_spread_out_are_tuned_to(begun):
         min(most, n) for n in map([r.label for r in rows].count, setting.tasks[0].labels)
     )
     # The first of them adds most to the examples.
-    examples, labels = tuning.example_features(setting, 0)
+    examples, labels = setting.examples[0]
     given = np.asarray(examples)[labels == setting.tasks[0].labels.index(label)]
     [first] = diversity.spread_out(
         np.asarray(features)[[row.label == label for row in rows]], 1, setting.config.feedback.ridge, given
