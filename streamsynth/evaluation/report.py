@@ -27,6 +27,7 @@ ANCHORS = ("examples", "base", "base_best_of_n", "synthetic", "synthetic_all", "
 SCORES = {"accuracy": "student accuracy", "validity": "validity"}
 _PLOTTED_DIVERSITY = {"vendi": "Vendi score", "distinct_2": "distinct-2"}
 _GROUPS = {"alpha": "diversity", "kl": "policy", "entropy": "policy", "kept": "gate"}
+_GROUPS |= dict.fromkeys(("completion/truncated", "group/dead", "logprob/gap"), "policy")
 _FIRST_GROUPS = ("reward", "diversity", "gate", "policy", "replay")
 
 
