@@ -22,7 +22,7 @@ SIZE = 10  # replayed samples of a step: a quarter of 40
 
 
 @pytest.fixture(scope="module")
-def third(finished):
+def third(finished, quick_xla):
     return runs.third_turn(finished)
 
 

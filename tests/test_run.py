@@ -133,6 +133,27 @@ def test_the_second_turn_replays_the_first(metrics):
         assert 0 <= record["replay/gradient_share"] <= 1
 
 
+def test_figures_of_training(metrics):
+    by_reward = [m for m in metrics if "alpha" in m]
+    for record in by_reward:
+        assert 0 <= record["group/dead"] <= 1 and 0 <= record["completion/truncated"] <= 1
+        assert record["completion/truncated"] == pytest.approx(1 - record["gate/finished"], abs=1e-6)
+        assert 0 < record["logprob/gap"] < 1e-4  # float32 twice
+        assert record["entropy"] > 0
+    assert any(record["completion/truncated"] > 0 for record in by_reward)
+
+
+def test_probes_and_the_budget(metrics):
+    """Every second step of the second turn, and after each turn: a batch of 40 each."""
+    probes = [(m["turn"], m["step"], key) for m in metrics for key in m if key.startswith("probe/")]
+    first, second = TASKS
+    assert probes == [(1, 4, f"probe/{first}"), (2, 9, f"probe/{first}"), (2, 10, f"probe/{second}")]
+    assert all(0 < m[key] < 1 for m in metrics for key in m if key.startswith("probe/"))
+    # The base policy's batch and two rounds; then a step each.
+    batches = [3, 1, 1, 2, 3, 1, 2, 2]
+    assert [m["budget/samples"] for m in metrics] == (40 * np.cumsum(batches)).tolist()
+
+
 def test_tensorboard_files_say_what_the_journal_says(finished, metrics):
     [path] = (finished.workdir / "tensorboard").iterdir()
     data, found, position = path.read_bytes(), {}, 0
