@@ -231,17 +231,28 @@ def remembered(
     )
     state = state.replace(
         tasks=(*state.tasks[:turn], task, *state.tasks[turn + 1 :]),
-        patterns=patterns.record(
-            state.patterns,
-            turn,
-            written.strategy[counted],
-            np.asarray(assessment.earned)[counted],
-            setting.patterns,
-        ),
+        patterns=_recorded(setting, state.patterns, turn, sampled),
         spread=assessment.spread,
         samples=np.int64(state.samples + len(keep)),
     )
     return state, keep
+
+
+def _recorded(setting: Setting, state: patterns.State, turn: int, sampled: Sampled) -> patterns.State:
+    """The statistics of strategies after a batch: what its prompts' samples earned.
+
+    A sample without a score counts as the mean of its prompt's others, and a prompt without any not at all.
+    """
+    group = setting.config.rollout.samples
+    earned = np.where(sampled.scored.scores.scored, np.asarray(sampled.assessment.earned), np.nan)
+    earned = earned.reshape(-1, group)
+    there = np.isfinite(earned).any(axis=1)
+    if not there.any():
+        return state
+    earned = earned[there]
+    filled = np.where(np.isfinite(earned), earned, np.nanmean(earned, axis=1, keepdims=True))
+    strategy = sampled.written.strategy[::group][there]
+    return patterns.record(state, turn, strategy, filled.reshape(-1), setting.patterns)
 
 
 def _kept(texts: Sequence[str], quality: np.ndarray, accept: float, kept: Kept) -> np.ndarray:

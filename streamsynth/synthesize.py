@@ -22,6 +22,7 @@ from streamsynth.learner.state import RunState
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.progress import Progress
 from streamsynth.stream import patterns
+from streamsynth.stream.kept import Kept
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.attributes import asked_for
@@ -136,12 +137,16 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
     base policy, as they come and as the best of n by the task's own judges. Questions and answers have none.
     """
     config, names = setting.config, [task.name for task in setting.tasks]
-    anchors, datasets, best = {}, {}, {}
+    anchors, datasets, best, elites = {}, {}, {}, {}
+    learned = patterns.report(state.patterns, setting.patterns)
     with mesh_lib.use(setting.mesh), Progress(len(names), "anchors") as progress:
         for index, task in enumerate(setting.tasks):
+            kept = read_rows(workdir.kept(task.name))
+            archive = Kept(task, config.dataset.near_duplicate, config.rollout.best_kept, kept)
+            elites[task.name] = sum(archive.counts().values())
             rows, datasets[task.name] = select(
                 task,
-                read_rows(workdir.kept(task.name)),
+                kept,
                 per_label=config.dataset.per_label or None,
                 threshold=config.dataset.near_duplicate,
                 choose=selection(config),
@@ -163,12 +168,10 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
         "anchors": anchors,
         "datasets": datasets,
         "patterns": {
-            "stream": patterns.summary(state.patterns, len(names) - 1, setting.patterns),
-            "tasks": {
-                name: patterns.summary(state.patterns, index, setting.patterns)
-                for index, name in enumerate(names)
-            },
+            "stream": learned["stream"],
+            "tasks": {name: learned["tasks"][index] for index, name in enumerate(names)},
         },
+        "elites": elites,
         "judges": {name: reward.summary() for name, reward in zip(names, setting.rewards, strict=True)},
         "best_samples": best,
     }

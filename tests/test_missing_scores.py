@@ -114,14 +114,15 @@ def test_only_scored_samples_are_remembered():
     config = default_config()
     with config.unlocked():
         config.rollout.update(prompt_length=test_replaying.P, completion_length=test_replaying.T)
-        config.feedback.width, config.replay.capacity = test_replaying.D, 16
-    samples, assessment, keep = test_replaying.batch_of(0, 2)
+        config.feedback.width = test_replaying.D
+        config.replay.update(capacity=16, elite_share=0.0, leverage_share=0.0)
+    samples, keep = test_replaying.batch_of(0, 2)
     scored = np.arange(test_replaying.N) % 3 > 0
-    task = remember(new_task(config, 2), samples, assessment, keep & scored, jax.random.key(0), 0.9, scored)
+    task = remember(new_task(config, 2), samples, keep & scored, jax.random.key(0), 0.9, 1.0, scored)
     assert int(task.buffer.seen) == scored.sum()
     held = np.asarray(task.buffer.samples.quality)[: scored.sum()]
     np.testing.assert_array_equal(held, np.asarray(samples.quality)[scored])
-    assert float(task.quality) == pytest.approx(0.1 * np.asarray(samples.quality)[scored].mean(), rel=1e-5)
+    assert float(task.quality) == pytest.approx(np.asarray(samples.quality)[scored].mean(), rel=1e-5)
     assert float(task.archive.count.sum()) == (keep & scored).sum()
 
 
@@ -262,7 +263,7 @@ def test_specs_that_are_taken():
 @pytest.mark.parametrize(
     "judges, secondary, sentence",
     [
-        ({}, {"tone": 1.0, "other": 1.0}, "feedback.secondary.other is no scorer"),
+        ({}, {"tone": 1.0, "other": 1.0}, "feedback.secondary.other is neither attribute, utility nor a scorer"),
         ({"tone": 1.0}, {"tone": 1.0}, "leave one of them out"),
         ({}, {"tone": -1.0}, "feedback.secondary.tone = -1.0 is out of range"),
         ({}, {"tone": "much"}, "feedback.secondary.tone = 'much' must be a number"),
