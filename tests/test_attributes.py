@@ -1,4 +1,4 @@
-"""Attributes of a task: cells, exact tests, what task.json may say, and what prompts and policy make of them."""
+"""Attributes of a task: cells, exact tests, what task.json may say, and what prompts make of them."""
 
 from __future__ import annotations
 

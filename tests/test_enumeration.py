@@ -195,7 +195,8 @@ def test_the_learners_advantages_are_an_unbiased_gradient_of_quality_and_diversi
 
     def advantage(chosen):
         quality = jnp.asarray(QUALITY)[LABEL, chosen]
-        scores = Scores((quality > 0).astype(float), quality, jnp.asarray(VECTORS)[LABEL, chosen], {}, quality >= 0)
+        features, everyone = jnp.asarray(VECTORS)[LABEL, chosen], jnp.ones(len(LABEL), bool)
+        scores = Scores((quality > 0).astype(float), quality, features, {}, everyone)
         return assess(
             archive(), scores, LABEL, advantages.Spread(mean_square), balance, samples=GROUP, floor=0.0,
             power=1.0, eta=0.0, alpha_max=8.0, weighted=False, neutral=False, remembered=1.0,

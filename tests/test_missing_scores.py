@@ -263,7 +263,7 @@ def test_specs_that_are_taken():
 @pytest.mark.parametrize(
     "judges, secondary, sentence",
     [
-        ({}, {"tone": 1.0, "other": 1.0}, "feedback.secondary.other is neither attribute, utility nor a scorer"),
+        ({}, {"tone": 1.0, "other": 1.0}, "secondary.other is neither attribute, utility nor a scorer"),
         ({"tone": 1.0}, {"tone": 1.0}, "leave one of them out"),
         ({}, {"tone": -1.0}, "feedback.secondary.tone = -1.0 is out of range"),
         ({}, {"tone": "much"}, "feedback.secondary.tone = 'much' must be a number"),

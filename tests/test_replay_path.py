@@ -15,8 +15,8 @@ from runs import TASKS
 from streamsynth import assemble, turn
 from streamsynth.learner.state import from_tree, new_buffer, to_tree
 from streamsynth.runtime import mesh as mesh_lib
-from streamsynth.stream.kept import Kept
 from streamsynth.stream import scheduler
+from streamsynth.stream.kept import Kept
 
 SIZE = 10  # replayed samples of a step: a quarter of 40
 
@@ -39,7 +39,8 @@ def learned(third):
         # The update gives away what it is given.
         given = {name: assemble.copy(getattr(state, name)) for name in ("params", "opt_state")}
         with mesh_lib.use(mine.mesh):
-            after, figures, _ = turn.learn(mine, state.replace(**given), Kept(mine.tasks[int(state.turn)], 0.8, 4))
+            kept = Kept(mine.tasks[int(state.turn)], 0.8, 4)
+            after, figures, _ = turn.learn(mine, state.replace(**given), kept)
         return after, figures
 
     return step
