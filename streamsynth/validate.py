@@ -108,7 +108,6 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "pretrain.log_every",
         "pretrain.prompts",
         "pretrain.samples",
-        "replay.capacity",
         "rollout.best_kept",
         "rollout.prompts",
         "scheduler.ramp",
