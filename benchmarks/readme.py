@@ -140,11 +140,33 @@ def utility() -> str:
     return "\n".join([*lines, "", note])
 
 
+def judges() -> str:
+    """The judge of sentence vectors, fitted on four examples a label: how well it ranks real texts."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "judges.json").read_text())
+    lines = [
+        "| set | labels | AUC on validation texts | from seed to seed | as a run measures it | accuracy "
+        "| confidence | AUC by n-grams | texts a second |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, of_set in found["sets"].items():
+        runs = of_set["judges"]["encoder"]
+        areas = [run["auc"] for run in runs]
+        figures = [f"{np.mean(areas):.2f}", f"{min(areas):.2f}-{max(areas):.2f}"]
+        for figure in ("auc_held_back", "accuracy", "confidence"):
+            figures.append(f"{np.mean([run[figure] for run in runs]):.2f}")
+        figures.append(f"{np.mean([run['auc'] for run in of_set['judges']['ngrams']]):.2f}")
+        figures.append(f"{of_set['texts_per_processor_second']:.0f}")
+        lines.append(f"| {name} | {of_set['labels']} | " + " | ".join(figures) + " |")
+    seeds = len(next(iter(found["sets"].values()))["judges"]["encoder"])
+    return "\n".join([*lines, "", f"Means over {seeds} draws of the examples (`{found['command']}`)."])
+
+
 TABLES = {
     "learning": learning,
     "real_text": real_text,
     "import_memory": import_memory,
     "utility": utility,
+    "judges": judges,
 }
 
 
