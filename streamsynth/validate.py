@@ -172,6 +172,7 @@ _CHOICES = {
     "stream.experience": ("sequential", "isolated"),
     "stream.on_bad_row": ("error", "skip"),
     "dataset.select": ("best", "spread_out"),
+    "supervised.select": ("spread_out", "first"),
     "balance.target": ("base", "policy", "examples"),
     "learner.kl_reference": ("turn", "base"),
     "patterns.choice": ("softmax", "thompson", "ucb"),

@@ -133,7 +133,7 @@ def test_of_the_kept_rows_the_most_spread_out_are_tuned_to(begun):
     label = rows[0].label
     own = [row for row in rows if row.label == label]
     most = setting.config.supervised.rows
-    chosen = tuning.spread_out_rows(setting, 0, rows, [features])
+    chosen = tuning.chosen_rows(setting, 0, rows, [features])
     of_label = [row for row in chosen if row.label == label]
     assert len(of_label) == min(len(own), most)
     assert len(chosen) == sum(
@@ -146,4 +146,4 @@ def test_of_the_kept_rows_the_most_spread_out_are_tuned_to(begun):
         np.asarray(features)[[row.label == label for row in rows]], 1, setting.config.feedback.ridge, given
     )
     assert of_label[0] == own[first]
-    assert tuning.spread_out_rows(setting, 0, [], []) == []
+    assert tuning.chosen_rows(setting, 0, [], []) == []
