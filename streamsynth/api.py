@@ -25,6 +25,7 @@ from streamsynth import weights as weights_lib
 from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
 from streamsynth.feedback.scorers import specs as scorer_specs
+from streamsynth.learner.proposals import with_proposed
 from streamsynth.policy.huggingface.adapters import save_adapter
 from streamsynth.policy.huggingface.architectures import check_whole
 from streamsynth.policy.huggingface.writing import save_model
@@ -32,6 +33,7 @@ from streamsynth.policy.store import Policy, has_policy, save_policy
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.files import atomic_write
 from streamsynth.stream import patterns
+from streamsynth.tasks.task import Task
 from streamsynth.workdir import Workdir
 
 Path = str | os.PathLike[str]
@@ -77,6 +79,7 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
         if init_from is not None:
             place.write_experience(learned)
         save_policy(place.policy, policy)
+    tasks = _with_attributes(config, place, tasks, policy)
     pretrained = time.monotonic()
     setting, state = train_lib.train(config, place, tasks, policy)
     trained = time.monotonic()
@@ -96,7 +99,8 @@ def synthesize(workdir: Path, task: str, rows: int, output: Path) -> dict[str, A
 
     Args:
       workdir: the run's.
-      task: name of a task of its stream, or the spec of any task.
+      task: name of a task of its stream, or the spec of any task. For one that is not of the stream no
+        attributes are proposed: it has those that it names itself.
       rows: how many rows are wanted, all labels together.
       output: folder for train.jsonl, task.json and the card.
 
@@ -174,6 +178,23 @@ def export(workdir: Path, output: Path, adapter: bool = False) -> None:
     )
 
 
+def _with_attributes(
+    config: ConfigDict, place: Workdir, tasks: tuple[Task, ...], policy: Policy
+) -> tuple[Task, ...]:
+    """The tasks with the attributes that the base policy proposes for those that name none.
+
+    Proposals are written down before they are used, so that whatever reads the run later has the same ones.
+    """
+    if not config.stream.proposed_attributes:
+        return tasks
+    proposed = place.attributes()
+    missing = [task for task in tasks if not task.attributes and task.name not in proposed]
+    if missing:
+        proposed |= weights_lib.propose_attributes(config, missing, policy)
+        place.write_attributes(proposed)
+    return with_proposed(tasks, proposed)
+
+
 def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     """The fixed parts and the latest state of a run."""
     place = Workdir(workdir)
@@ -182,6 +203,7 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
     tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
+    tasks = with_proposed(tasks, place.attributes())
     policy = weights_lib.stored_policy(config, place.policy)
     setting = assemble_lib.assemble(config, tasks, policy, place.experience(), place.scores)
     return setting, place.restore(assemble_lib.first_state(setting)), place

@@ -37,7 +37,7 @@ from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
 from streamsynth.tasks.task import Task
-from streamsynth.weights import check_weights, weights_folder
+from streamsynth.weights import check_proposals, check_weights, weights_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +121,14 @@ def check(config: Any) -> None:
         )
     own_config(config.policy, config.policy.vocab_size)
     folder = weights_folder(config)
-    if folder is not None:
-        check_weights(config, folder)
-    elif config.policy.format not in ("auto", "markers"):
+    form = None if folder is None else check_weights(config, folder)
+    if folder is None and config.policy.format not in ("auto", "markers"):
         raise UserError(
             f'policy.format = "{config.policy.format}" is for named weights, and ours are trained on '
             'markers; set policy.init, or policy.format = "auto".'
         )
+    if config.stream.proposed_attributes:
+        check_proposals(form)
     pretrain.check_sources(config)
 
 
@@ -203,14 +204,13 @@ def assemble(
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     form = make_format(config.policy.format, policy.tokenizer, r.prompt_length, r.completion_length)
     network = policy.model.config
-    axes = logical_axes(network)
-    shardings = mesh_lib.param_shardings(policy.params, axes, mesh)
-    policy = dataclasses.replace(policy, params=jax.device_put(policy.params, shardings))
+    policy = policy.on_mesh(mesh)
     if network.lora is None:
         initial, frozen = policy.variables, {}
     else:
         adapter = init_adapter(network.lora, policy.params, purpose_key(config.seed, "adapter"))
-        adapter_shardings = mesh_lib.param_shardings(adapter, adapter_axes(network.lora, axes), mesh)
+        axes = adapter_axes(network.lora, logical_axes(network))
+        adapter_shardings = mesh_lib.param_shardings(adapter, axes, mesh)
         initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
     encoder = load_encoder(f.encoder) if _asks_for_encoder(f) else None

@@ -64,6 +64,7 @@ def default_config() -> ConfigDict:
                 tasks=("worlds:market_1",),
                 experience="sequential",  # or "isolated": everything is reset before each turn
                 examples_per_label=8,  # k, the label budget
+                proposed_attributes=0,  # that the base policy proposes for each task that names none itself
                 train_limit=0,  # rows of real training data (for the anchor alone); 0 takes all
                 test_limit=0,
                 on_bad_row="error",  # or "skip": leave malformed rows out and count them

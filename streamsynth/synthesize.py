@@ -42,7 +42,7 @@ def synthesize(
     Args:
       setting, state: of a run.
       workdir: its folder.
-      name: a task of its stream, or the spec of any other.
+      name: a task of its stream, or the spec of any other, for which no attributes are proposed.
       rows: how many.
       output: the folder.
 
@@ -172,6 +172,11 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
             "tasks": {name: learned["tasks"][index] for index, name in enumerate(names)},
         },
         "elites": elites,
+        "attributes": {
+            task.name: {one.name: [value.name for value in one.values] for one in task.attributes}
+            for task in setting.tasks
+            if task.attributes
+        },
         "judges": {name: reward.summary() for name, reward in zip(names, setting.rewards, strict=True)},
         "best_samples": best,
     }

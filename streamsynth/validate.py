@@ -72,6 +72,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "scheduler.probe_every",
         "scorers.backoff_seconds",
         "scorers.retries",
+        "stream.proposed_attributes",
         "stream.test_limit",
         "stream.train_limit",
         "supervised.batches",

@@ -7,14 +7,20 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from streamsynth import pretrain
 from streamsynth.errors import UserError
+from streamsynth.learner.proposals import propose
 from streamsynth.policy.families import choices
 from streamsynth.policy.huggingface.architectures import read_config, read_context
 from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
 from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream.formats import make_format
+from streamsynth.stream.prompts import PromptFormat
+from streamsynth.stream.wording import WordedFormat
+from streamsynth.tasks.attributes import Attribute
 from streamsynth.tasks.task import Brief, Task
 
 
@@ -65,8 +71,8 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
     return policy
 
 
-def check_weights(config: Any, folder: str) -> None:
-    """What can be said of named weights without reading them."""
+def check_weights(config: Any, folder: str) -> PromptFormat:
+    """What can be said of named weights without reading them; returns the format of their prompts."""
     r = config.rollout
     network = read_config(folder, **choices(config.policy))
     tokenizer = load_tokenizer(folder)
@@ -85,6 +91,46 @@ def check_weights(config: Any, folder: str) -> None:
             f"the tokenizer in {folder} uses the id {max(used)}, and its model has {network.vocab_size} "
             "embeddings (vocab_size): copy the tokenizer that belongs to the weights."
         )
+    return form
+
+
+def check_proposals(form: PromptFormat | None) -> None:
+    """Whether attributes can be asked for in a format, None for the markers of a policy of our own.
+
+    Raises:
+      UserError: it has no words for that, or no room.
+    """
+    if not isinstance(form, WordedFormat):
+        raise UserError(
+            "stream.proposed_attributes is for named weights (policy.init), which are asked in words: set it "
+            "to 0 for a policy of our own, and name attributes in task.json."
+        )
+    form.attribute_prompt(Brief("", ("text",), "classification"), (), ())
+
+
+def propose_attributes(
+    config: Any, tasks: Sequence[Task], policy: Policy
+) -> dict[str, tuple[Attribute, ...]]:
+    """What a base policy proposes for each of the tasks, by its name; see `proposals.propose`."""
+    r = config.rollout
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
+    policy = policy.on_mesh(mesh)
+    with mesh_lib.use(mesh):
+        return {
+            task.name: propose(
+                policy.model,
+                policy.variables,
+                make_format(config.policy.format, policy.tokenizer, r.prompt_length, r.completion_length),
+                task,
+                config.stream.proposed_attributes,
+                seed=config.seed,
+                prompts=r.prompts,
+                samples=r.samples,
+                temperature=r.temperature,
+                place=lambda tree: jax.device_put(tree, mesh_lib.batch_sharding(mesh)),
+            )
+            for task in tasks
+        }
 
 
 def cache_directory(config: Any) -> pathlib.Path:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from streamsynth.runtime.checkpoint import Checkpoints
 from streamsynth.runtime.files import atomic_write
 from streamsynth.runtime.journal import Journal
 from streamsynth.stream import patterns
+from streamsynth.tasks import attributes as attributes_lib
+from streamsynth.tasks.attributes import Attribute
 
 # Keys that may differ between a run and its continuation: they change nothing of what is computed. Named
 # weights may move: what they are is held by their hash.
@@ -26,8 +30,8 @@ class Workdir:
     """Paths and journals of a run.
 
     config.json, metrics.jsonl, evaluations.jsonl, kept/TASK.jsonl, checkpoints/, policy/ (the base
-    policy), experience.json (of a run that starts from another), scores/NAME.jsonl (what scorers answered),
-    datasets/TASK/, report/, summary.json, tensorboard/.
+    policy), experience.json (of a run that starts from another), attributes.json (where the policy proposed
+    them), scores/NAME.jsonl (what scorers answered), datasets/TASK/, report/, summary.json, tensorboard/.
     """
 
     def __init__(self, directory: str | pathlib.Path, keep: int = 2):
@@ -94,6 +98,37 @@ class Workdir:
                 )
             state = state.replace(**{name: values})
         return state
+
+    def write_attributes(self, proposed: Mapping[str, tuple[Attribute, ...]]) -> None:
+        """Keeps what the base policy proposed, by the name of the task."""
+        content = {
+            task: {one.name: [value.name for value in one.values] for one in found}
+            for task, found in proposed.items()
+        }
+        atomic_write(self.path / "attributes.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+    def attributes(self) -> dict[str, tuple[Attribute, ...]]:
+        """What `write_attributes` was given; {} of a run in which nothing was proposed.
+
+        Raises:
+          UserError: the file was edited or damaged.
+        """
+        path = self.path / "attributes.json"
+        if not path.is_file():
+            return {}
+        try:
+            content = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError):
+            raise UserError(
+                f"{path} does not hold attributes by task: it was edited or damaged; put the original back."
+            ) from None
+        return {
+            task: tuple(
+                dataclasses.replace(one, proposed=True)
+                for one in attributes_lib.read(found, f"{path}, task {task}")
+            )
+            for task, found in content.items()
+        }
 
     def write_config(self, config: ConfigDict) -> None:
         atomic_write(self.path / "config.json", config_lib.to_json(config))

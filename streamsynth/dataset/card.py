@@ -18,6 +18,7 @@ _COLUMNS = {
     "step": "the training step at which the row was written",
     "policy_version": "updates that the writing policy had seen",
     "examples": "ids of the real examples that the prompt showed",
+    "attributes": "the values of the attributes that were asked for",
     "scores": "every part of the score by name",
 }
 
@@ -33,12 +34,15 @@ def render(
       summary: the counts of `export.export`.
       config_summary: what is worth telling of the config, by key.
     """
-    columns = [(name, text) for name, text in _COLUMNS.items() if name != "label" or task.kind != "qa"]
+    without = {"label"} if task.kind == "qa" else set()
+    without |= set() if task.attributes else {"attributes"}
+    columns = [(name, text) for name, text in _COLUMNS.items() if name not in without]
     asked = "a question and its answer" if task.kind == "qa" else "one label"
     sections = [
         f"# {_cell(task.name)}: synthetic training data",
         task.description,
         *_labels(task, summary),
+        *_attributes(task),
         "## Columns of train.jsonl",
         _table(
             ("column", "meaning"),
@@ -72,6 +76,25 @@ def _labels(task: Task, summary: Mapping[str, Any]) -> list[str]:
         return [f"Kind: questions and answers (qa). The answers are {answers}; there are no labels."]
     counts = _table(("label", "rows"), summary["per_label"].items())
     return ["Kind: classification.", "## Labels", counts, *_missing(summary)]
+
+
+def _attributes(task: Task) -> list[str]:
+    if not task.attributes:
+        return []
+    rows = [
+        (
+            one.name,
+            ", ".join(value.name for value in one.values),
+            "proposed by the policy" if one.proposed else "from the task",
+        )
+        for one in task.attributes
+    ]
+    return [
+        "## Attributes",
+        "Prompts asked for every combination of these values about equally often. A row has what was asked "
+        "for in its column `attributes`; whether the text has it was not a condition for keeping it.",
+        _table(("attribute", "values", "origin"), rows),
+    ]
 
 
 def _steps(task: Task, summary: Mapping[str, Any]) -> str:

@@ -16,7 +16,8 @@ def write_dataset(directory: str | os.PathLike[str], rows: Sequence[Row], task: 
     """Writes the rows and the task's description into a folder; each file is there whole or not at all.
 
     A line of train.jsonl holds the task's fields by name, "label" (not beside a question and its answer),
-    "pattern", "step", "policy_version", "examples" (ids of the examples shown) and "scores" (by part).
+    "pattern", "step", "policy_version", "examples" (ids of the examples shown), "scores" (by part) and, where
+    the task has attributes, "attributes" (the values asked for, by name).
 
     Returns:
       The path of train.jsonl.

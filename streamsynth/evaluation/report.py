@@ -124,6 +124,7 @@ def results(run: Run) -> dict[str, Any]:
       "patterns": {"stream": {strategy: figures}, "tasks": {task: {strategy: figures}}}, see
         `learning.patterns`.
       "elites": {task: samples in its elite archive}.
+      "attributes": {task: {attribute: [value]}} that prompts asked for.
       "reward_parts": {task: {part: {"first", "last"}}}, see `learning.reward_parts`.
       "training": {task: {metric: last value}}, see `learning.training`.
       "failures": {task: {what: how often}}, see `learning.failures`.
@@ -169,6 +170,7 @@ def results(run: Run) -> dict[str, Any]:
         },
         "patterns": learning.patterns(run.metrics, run.summary.get("patterns", {})),
         "elites": run.summary.get("elites", {}),
+        "attributes": run.summary.get("attributes", {}),
         "reward_parts": learning.reward_parts(run.metrics),
         "training": learning.training(run.metrics),
         "failures": learning.failures(run.metrics),

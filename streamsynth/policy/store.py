@@ -49,6 +49,11 @@ class Policy:
         """What the network is applied with."""
         return {"params": self.params}
 
+    def on_mesh(self, mesh: Mesh) -> Policy:
+        """The policy with its parameters where their shards lie on a mesh."""
+        shardings = mesh_lib.param_shardings(self.params, logical_axes(self.model.config), mesh)
+        return dataclasses.replace(self, params=jax.device_put(self.params, shardings))
+
 
 def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
     """Writes a policy; policy.json comes last and says that the folder is whole.

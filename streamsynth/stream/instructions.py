@@ -10,7 +10,7 @@ import functools
 from collections.abc import Sequence
 
 from streamsynth.policy.chat import Chat, read_chat
-from streamsynth.stream.wording import Order, WordedFormat, effective
+from streamsynth.stream.wording import SURVEY_START, Order, Survey, WordedFormat, effective
 
 # What is asked for, by strategy: {one} is the name of a text, {label} in what way it is labelled.
 _ASKS = {
@@ -67,6 +67,22 @@ class ChatFormat(WordedFormat):
 
     def render(self, order: Order) -> list[int]:
         return self.chat.prompt(self.tokenizer, self.instruction(order), f"{order.names[0]}:")
+
+    def render_survey(self, survey: Survey) -> list[int]:
+        parts = [f"Here is a data set: {survey.description}" if survey.description else "Here is a data set."]
+        if survey.labels:
+            parts += [f"Its texts are told apart by these labels: {'; '.join(survey.labels)}."]
+        if survey.texts:
+            parts += ["Some of its texts:", *self._numbered("Example", survey.names, survey.texts)]
+        beside = ", beside their label" if survey.labels else ""
+        parts += [
+            f"Name one way in which such texts differ{beside}, and two to five values of it, of one or two "
+            "words each. Every text must have one of the values, and any of them must be possible whatever the "
+            "text is about.",
+            "Answer with exactly one line of this form, and nothing else:\n"
+            f"{SURVEY_START} name: value, value, value",
+        ]
+        return self.chat.prompt(self.tokenizer, "\n\n".join(parts), SURVEY_START)
 
     def instruction(self, order: Order) -> str:
         """What the user says."""

@@ -16,6 +16,9 @@ from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SOURCES, Answer, PromptFormat, label_text
 from streamsynth.tasks.task import Brief, join_fields
 
+# What a prompt for an attribute ends with; its name and values follow.
+SURVEY_START = "They also differ in"
+
 
 @dataclasses.dataclass(frozen=True)
 class Order:
@@ -35,6 +38,19 @@ class Order:
     own: tuple[str, ...]
     sources: tuple[str, ...]
     wanted: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What a prompt shows of a task whose attributes are asked for.
+
+    names: of the fields.   labels: in plain words; none where kind is "qa".   texts: examples of any label.
+    """
+
+    description: str
+    names: tuple[str, ...]
+    labels: tuple[str, ...]
+    texts: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +82,10 @@ class WordedFormat(PromptFormat):
     @abc.abstractmethod
     def render(self, order: Order) -> list[int]:
         """All token ids of a prompt, which ends with the name of the first field and its colon."""
+
+    @abc.abstractmethod
+    def render_survey(self, survey: Survey) -> list[int]:
+        """All token ids of a prompt for an attribute, which ends with `SURVEY_START`."""
 
     @abc.abstractmethod
     def spoken(self, ids: Sequence[int]) -> str:
@@ -112,6 +132,37 @@ class WordedFormat(PromptFormat):
             kept.pop()
             ids = render()
         return ids, [i in kept for i in range(len(texts))]
+
+    def attribute_prompt(self, brief: Brief, labels: Sequence[str], texts: Sequence[str]) -> list[int]:
+        """A prompt for one way in which a task's texts differ beside their label.
+
+        The completion (`spoken`) is wanted as one line, "name: value, value, value". What does not fit is
+        left out whole: the last texts, then the last labels.
+
+        Args:
+          brief: of the task.
+          labels: of the task; those of questions are not named.
+          texts: examples.
+
+        Raises:
+          UserError: the prompt does not fit even without any of them.
+        """
+        named = () if brief.kind == "qa" else tuple(" ".join(label_text(label).split()) for label in labels)
+        shown = [(named, tuple(texts[:count])) for count in range(len(texts), -1, -1)]
+        shown += [(named[:count], ()) for count in range(len(named) - 1, -1, -1)]
+        for some_labels, some_texts in shown:
+            ids = self.render_survey(
+                Survey(
+                    sentence(brief.description), answers.field_names(brief.fields), some_labels, some_texts
+                )
+            )
+            if len(ids) <= self.prompt_length:
+                return ids
+        raise UserError(
+            f"rollout.prompt_length = {self.prompt_length} is too short for a prompt that asks for "
+            f"attributes (stream.proposed_attributes), which takes {len(ids)} tokens without any label or "
+            f"example: give {len(ids)} or more."
+        )
 
     def block(self, names: Sequence[str], text: str) -> str:
         """A text as prompts show it: in the form of the answer."""

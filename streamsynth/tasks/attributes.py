@@ -61,10 +61,11 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Attribute:
-    """A way in which texts differ, and its values."""
+    """A way in which texts differ, and its values; `proposed` by the policy, or named by the task."""
 
     name: str
     values: tuple[Value, ...]
+    proposed: bool = False
 
 
 Cell = tuple[Value, ...]
