@@ -172,8 +172,8 @@ def balance() -> str:
     )
     note = (
         f"Means over {seeds} seeds and {len(cells) // seeds} tuning worlds (`{found['command']}`). "
-        "All students have as many rows and steps, but for that on real texts. On the learner's rows they are "
-        f"better than on base rows in {wins['base']} of {len(cells)} turns, than on the best of 4 base rows in "
+        "All students but that on real texts have as many rows. On the learner's they are "
+        f"better than on base rows in {wins['base']} of {len(cells)} turns, than on the best of 4 in "
         f"{wins['base_best_of_n']}, and than on the data set of best of n in {over_best}."
     )
     return "\n".join([*lines, "", note])
