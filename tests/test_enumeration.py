@@ -137,7 +137,7 @@ def test_centring_within_the_group_is_right_for_quality_and_biased_for_credit(x6
     mean = (grouped(credit) - grouped(credit).mean(axis=-1, keepdims=True)).reshape(credit.shape)
     for centred in (others, mean):
         assert np.abs(expected(centred) - truth).max() > 0.02
-        assert misdirection(expected(centred), truth) > 0.02
+        assert misdirection(expected(centred), truth) > 0.2
 
 
 def test_dividing_by_the_groups_deviation_changes_the_direction(x64):
@@ -146,7 +146,7 @@ def test_dividing_by_the_groups_deviation_changes_the_direction(x64):
     for part, truth in ((quality, gradient(quality.sum(axis=1))), (credit, diversity_gradient())):
         centred = grouped(part) - grouped(part).mean(axis=-1, keepdims=True)
         divided = (centred / (centred.std(axis=-1, keepdims=True) + 1e-4)).reshape(part.shape)
-        assert misdirection(expected(divided), truth) > 0.05
+        assert misdirection(expected(divided), truth) > 0.1
 
 
 def test_neutral_credit_is_the_gradient_of_diversity_less_quality_at_its_going_rate(x64):
@@ -158,7 +158,7 @@ def test_neutral_credit_is_the_gradient_of_diversity_less_quality_at_its_going_r
     novelty = over_batches(lambda chosen: diversity.neutral_credit(archive(), weighted(chosen), LABEL)[1])
     truth = diversity_gradient()
     assert np.abs(expected(novelty) - truth).max() > 0.1
-    assert misdirection(expected(novelty), truth) > 0.1
+    assert misdirection(expected(novelty), truth) > 0.2
 
     @jax.jit
     def value(members):

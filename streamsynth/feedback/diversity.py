@@ -131,7 +131,9 @@ def neutral_credit(archive: Archive, e: Array, label: Array) -> tuple[jax.Array,
     Since e = sqrt(r) phi, plain credit mostly tells valid samples from invalid ones: as a reward it asks for
     quality once more, and the more it weighs the less diverse a policy becomes. m_i, the going rate of
     credit for a unit of weight, does not depend on sample i. Against it a gated sample gets 0, a valid
-    sample that resembles the others less than 0 and a rare one more.
+    sample that resembles the others less than 0 and a rare one more. What sum_i novelty_i grad log pi(y_i)
+    estimates is not grad E[f] but grad E[f] less m_i grad E[r_i], and the gradient of no function, since the
+    rate is not differentiated (tests/test_enumeration.py).
 
     Args:
       archive, e, label: as in `credit`.
