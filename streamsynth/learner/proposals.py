@@ -135,8 +135,8 @@ def propose(
     chosen = choose(found, count)
     if len(chosen) < count:
         logging.warning(
-            "%s has %d of the %d attributes that stream.proposed_attributes asks for, and goes on with them: %d "
-            "of the policy's %d completions named one in the right form",
+            "%s goes on with %d of the %d attributes that stream.proposed_attributes asks for: %d of the "
+            "policy's %d completions named one in the right form",
             task.name, len(chosen), count, len(found), len(tokens),
         )  # fmt: skip
     return chosen

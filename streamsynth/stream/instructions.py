@@ -77,8 +77,8 @@ class ChatFormat(WordedFormat):
         beside = ", beside their label" if survey.labels else ""
         parts += [
             f"Name one way in which such texts differ{beside}, and two to five values of it, of one or two "
-            "words each. Every text must have one of the values, and any of them must be possible whatever the "
-            "text is about.",
+            "words each. Every text must have one of the values, and any of them must be possible whatever "
+            "the text is about.",
             "Answer with exactly one line of this form, and nothing else:\n"
             f"{SURVEY_START} name: value, value, value",
         ]
