@@ -5,6 +5,7 @@ python benchmarks/readme.py
 
 import json
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -110,6 +111,74 @@ def import_memory() -> str:
     return "\n".join([*lines, "", f"On CPU devices (`{found['command']}`)."])
 
 
+def balance() -> str:
+    """Our learner, quality alone and best of n on the tuning worlds, beside as many real texts."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "balance.json").read_text())
+    runs, real = found["runs"], found["real"]
+
+    def mean(variant: str, figure: Callable[[dict], float]) -> float:
+        return float(np.mean([figure(cell) for run in runs[variant].values() for cell in run["cells"]]))
+
+    def ratio_of_real(metric: str) -> float:
+        return float(
+            np.mean(
+                [
+                    real[seed][cell["task"]][metric] / cell[f"{metric}_before"]
+                    for seed, run in runs["learned"].items()
+                    for cell in run["cells"]
+                ]
+            )
+        )
+
+    lines = [
+        "| unselected texts | valid | Vendi, of the base's | distinct-2, of the base's | student |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    rows = {
+        "base policy": [
+            mean("learned", lambda cell: cell["valid_before"]),
+            1.0,
+            1.0,
+            mean("learned", lambda cell: cell["student"]["base"]),
+        ]
+    }
+    for name, variant in (("learner", "learned"), ("quality alone", "quality_only")):
+        keys = ("valid_after", "vendi_ratio", "distinct_2_ratio")
+        rows[name] = [mean(variant, lambda cell, key=key: cell[key]) for key in keys]
+        rows[name].append(mean(variant, lambda cell: cell["student"]["synthetic"]))
+    rows["best of n, no learning"] = [
+        *(None,) * 3,
+        mean("best_of_n", lambda cell: cell["student"]["synthetic"]),
+    ]
+    rows["real texts"] = [
+        1.0,
+        ratio_of_real("vendi"),
+        ratio_of_real("distinct_2"),
+        mean("learned", lambda cell: cell["student"]["real"]),
+    ]
+    for name, figures in rows.items():
+        cells = ["–" if figure is None else f"{figure:.3f}" for figure in figures]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    seeds = len(runs["learned"])
+    cells = [cell for run in runs["learned"].values() for cell in run["cells"]]
+    wins = {
+        name: sum(cell["student"]["synthetic"] > cell["student"][name] for cell in cells)
+        for name in ("base", "base_best_of_n")
+    }
+    over_best = sum(
+        cell["student"]["synthetic"] > other["student"]["synthetic"]
+        for seed, run in runs["learned"].items()
+        for cell, other in zip(run["cells"], runs["best_of_n"][seed]["cells"], strict=True)
+    )
+    note = (
+        f"Means over {seeds} seeds and {len(cells) // seeds} tuning worlds (`{found['command']}`). "
+        "All students but that on real texts have as many rows. On the learner's they are "
+        f"better than on base rows in {wins['base']} of {len(cells)} turns, than on the best of 4 in "
+        f"{wins['base_best_of_n']}, and than on the data set of best of n in {over_best}."
+    )
+    return "\n".join([*lines, "", note])
+
+
 def utility() -> str:
     """Both forms of student utility: what they tell apart, and what they cost."""
     found = json.loads((ROOT / "benchmarks" / "results" / "utility.json").read_text())
@@ -140,11 +209,34 @@ def utility() -> str:
     return "\n".join([*lines, "", note])
 
 
+def judges() -> str:
+    """The judge of sentence vectors, fitted on four examples a label: how well it ranks real texts."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "judges.json").read_text())
+    lines = [
+        "| set | labels | AUC on validation texts | from seed to seed | as a run measures it | accuracy "
+        "| confidence | AUC by n-grams | texts a second |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, of_set in found["sets"].items():
+        runs = of_set["judges"]["encoder"]
+        areas = [run["auc"] for run in runs]
+        figures = [f"{np.mean(areas):.2f}", f"{min(areas):.2f}-{max(areas):.2f}"]
+        for figure in ("auc_held_back", "accuracy", "confidence"):
+            figures.append(f"{np.mean([run[figure] for run in runs]):.2f}")
+        figures.append(f"{np.mean([run['auc'] for run in of_set['judges']['ngrams']]):.2f}")
+        figures.append(f"{of_set['texts_per_processor_second']:.0f}")
+        lines.append(f"| {name} | {of_set['labels']} | " + " | ".join(figures) + " |")
+    seeds = len(next(iter(found["sets"].values()))["judges"]["encoder"])
+    return "\n".join([*lines, "", f"Means over {seeds} draws of the examples (`{found['command']}`)."])
+
+
 TABLES = {
     "learning": learning,
     "real_text": real_text,
     "import_memory": import_memory,
+    "balance": balance,
     "utility": utility,
+    "judges": judges,
 }
 
 

@@ -74,7 +74,7 @@ def default_config() -> ConfigDict:
                 judges=dict(verifier=1.0, posterior=0.0, encoder=0.0),
                 # Weights, against that of quality, of what counts among accepted samples alone: having the
                 # attributes that were asked for, what a text does for a student, and scorers named here.
-                secondary=dict(attribute=0.5, utility=0.0),
+                secondary=dict(attribute=0.5, utility=0.25),
                 utility=dict(  # of a student that is trained on the batch and validated on the examples
                     form="exact",  # the metagradient; or "first_order", its cheap form
                     steps=30,
@@ -88,7 +88,7 @@ def default_config() -> ConfigDict:
                 scorers=(),
                 features="ngrams",  # or "hidden": the base policy's hidden states; or "encoder"
                 encoder="",  # of sentences: "minilm" (a wheel, see the README) or the folder of one
-                width=128,  # D
+                width=256,  # D
                 ridge=0.1,  # lambda of the archive
                 floor=0.0,  # of r(q), the quality below which novelty is not paid
                 power=1.0,  # of r(q)
@@ -112,7 +112,7 @@ def default_config() -> ConfigDict:
                 eta=5.0,  # step of the dual ascent
                 alpha_max=8.0,
                 target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
-                factor=0.95,  # of the effective number of different texts (the statistic is its logarithm)
+                factor=1.1,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
                 neutral=True,  # pay novelty that quality does not explain; False: plain credit
                 batches=4,  # that measure the target; what is kept of them is tuned to
@@ -155,8 +155,9 @@ def default_config() -> ConfigDict:
             optimizer=optimizer(learning_rate=4e-4),
             supervised=dict(  # how a turn starts: tuning to the examples and to what is kept of a first go
                 rounds=2,  # of writing, choosing and tuning
-                batches=6,  # that are written in a round
-                rows=96,  # a label, the most spread-out of those kept; 0 tunes to the examples alone
+                batches=12,  # that are written in a round
+                rows=64,  # a label, of those kept; 0 tunes to the examples alone
+                select="spread_out",  # which of them: greedily by log-volume; or "first", as they came
                 steps=20,  # a round
                 held_out=0,  # examples a label that are not tuned to but measure the tuning
                 measure_every=5,  # steps, with early_stop
@@ -197,7 +198,7 @@ def default_config() -> ConfigDict:
             ),
             dataset=dict(
                 per_label=0,  # rows a label in the data set; 0 takes what is balanced
-                select="best",  # which: by quality; or "spread_out", by the log-volume they add
+                select="spread_out",  # which: by the log-volume they add; or "best", by quality
                 near_duplicate=0.8,
             ),
             evaluation=dict(

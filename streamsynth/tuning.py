@@ -110,19 +110,19 @@ def split_examples(task: Task, held_out: int) -> tuple[tuple[Example, ...], tupl
     return tuned, tuple(example for own in by_label for example in own[len(own) - held_out :])
 
 
-def spread_out_rows(
+def chosen_rows(
     setting: Setting, turn: int, rows: Sequence[Row], features: Sequence[np.ndarray]
 ) -> list[Row]:
-    """Of each label the `supervised.rows` rows that add most to its examples and to each other."""
-    config, task = setting.config, setting.tasks[turn]
+    """Of each label `supervised.rows` rows: the most spread-out, beside its examples too, or the first."""
+    s, ridge, task = setting.config.supervised, setting.config.feedback.ridge, setting.tasks[turn]
     if not rows:
         return []
     of_rows, (of_examples, label) = np.concatenate(features), setting.examples[turn]
     chosen = []
     for k, name in enumerate(task.labels):
         own = [i for i, row in enumerate(rows) if row.label == name]
-        order = diversity.spread_out(
-            of_rows[own], config.supervised.rows, config.feedback.ridge, of_examples[label == k]
-        )
+        order = range(min(s.rows, len(own)))
+        if s.select == "spread_out":
+            order = diversity.spread_out(of_rows[own], s.rows, ridge, of_examples[label == k])
         chosen += [rows[own[i]] for i in order]
     return chosen

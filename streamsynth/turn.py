@@ -22,7 +22,7 @@ from streamsynth.probe import probe
 from streamsynth.step import remembered, rows_of, sampled_batch, updated
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
-from streamsynth.tuning import split_examples, spread_out_rows, tune
+from streamsynth.tuning import chosen_rows, split_examples, tune
 
 
 def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
@@ -75,7 +75,7 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
         for batch in range(explored):
             written(state.params, int(state.policy_version), "explore", step, round_, batch)
         if config.phases.tuning:
-            chosen = spread_out_rows(setting, turn, rows, features) if chooses else []
+            chosen = chosen_rows(setting, turn, rows, features) if chooses else []
             state, losses = tune(setting, state, chosen, round_)
             held_out += losses
     reference = state.params if config.learner.kl_reference == "turn" else setting.initial

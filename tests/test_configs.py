@@ -28,7 +28,8 @@ PRETRAINED = {
     "qwen3_4b": ("qwen3", True),
 }
 SCRIPTS = {"paper_folders"}  # makes folders, no config
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem not in SCRIPTS]
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.py")) if path.stem not in SCRIPTS]
+BASELINES = {path.stem: path for path in CONFIGS if path.parent.name == "baselines"}
 SWEEPS = [path for path in CONFIGS if path.name.startswith("sweep_")]
 
 
@@ -95,6 +96,60 @@ def test_the_tiny_run_of_a_pretrained_policy(name, tmp_path, tmp_path_factory, q
     state = set(runs.state(tmp_path / "run"))
     collection = "lora" if PRETRAINED[name][1] else "params"
     assert {path.split("/")[1] for path in state if path.startswith("params/")} == {collection}
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+# What tiny runs of baselines leave out is compiled for the quickstart's, elsewhere.
+ONE_STEP = {
+    "stream.tasks": "worlds:market_1",
+    "pretrain.steps": "0",
+    "pretrain.corpus_sentences": "1000",
+    "supervised.rounds": "1",
+    "learner.steps": "1",
+    "evaluation.batches": "1",
+    "evaluation.best_of": "1",
+    "evaluation.student.steps": "5",
+    "evaluation.student.width": "256",
+}
+
+
+def test_every_baseline_is_here():
+    assert BASELINES.keys() == {
+        *("isolated", "sequential_no_replay", "prompts_only", "best_of_n", "supervised_only", "quality_only"),
+        *("shared_set_reward", "darling", "dqo", "mmr_grpo", "public_release"),
+    }
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baseline_changes_what_it_says_and_nothing_else(name):
+    """No two differ from the quickstart in the same way, and all learn from the same stream."""
+    of = {key: config.flatten(config.load(str(path))) for key, path in BASELINES.items()}
+    quickstart = config.flatten(config.load(str(runs.QUICKSTART)))
+    changed = {key: {k: v for k, v in of[key].items() if v != quickstart[k]} for key in of}
+    assert changed[name] and all(changed[name] != other for key, other in changed.items() if key != name)
+    groups = {key.split(".")[0] for key in changed[name]}
+    assert groups <= {"stream", "replay", "phases", "learner", "patterns", "dataset", "objective"}
+    assert of[name]["stream.tasks"] == quickstart["stream.tasks"]
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_the_tiny_run_of_a_baseline(name, tmp_path, tmp_path_factory, quick_xla):
+    """From nothing to the report, in the fewest steps; `isolated` needs a second task to forget the first."""
+    cache = tmp_path_factory.getbasetemp() / "tiny-policies"
+    overrides = {**ONE_STEP, "cache_dir": str(cache)}
+    if name == "isolated":
+        overrides["stream.tasks"] = ",".join(f"worlds:{task}" for task in runs.TASKS)
+    tiny = config.load(f"{BASELINES[name]}:tiny", overrides)
+    results = api.train(tiny, tmp_path / "run")
+    assert all(value is not None for row in results["transfer_matrix"] for value in row)
+    learned = [
+        row for row in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "advantage/dead_groups" in row
+    ]
+    assert len(learned) == tiny.learner.steps * len(tiny.stream.tasks)
+    assert all(("gradient/norm" in row) == tiny.phases.reward for row in learned)
+    assert all(
+        "paid/quality" in row for row in learned if tiny.learner.reward in ("darling", "dqo", "release")
+    )
     assert (tmp_path / "run" / "report" / "index.html").is_file()
 
 

@@ -9,15 +9,13 @@ import numpy as np
 import pytest
 import runs
 from flax import traverse_util
-from runs import STEPS, TASKS, TUNING
+from runs import STEPS, TASKS, THIRD, TUNING
 
 from streamsynth import api
 from streamsynth import main as main_lib
 from streamsynth.errors import UserError
 from streamsynth.policy.store import load_policy
 from streamsynth.stream.patterns import SHARED, STRATEGIES
-
-THIRD = "school_1"
 
 
 @pytest.fixture(scope="module")

@@ -189,6 +189,7 @@ def test_select_counts_what_it_drops():
         "per_label": {"bad": 2, "good": 2},
         "missing_labels": [],
         "threshold": 0.8,
+        "chosen_by": "quality",
         "mean_quality": pytest.approx((0.9 + 0.9 + 0.95 + 0.3) / 4),
     }
     # The better one of two near-duplicates stays.

@@ -1,4 +1,4 @@
-"""Diversity credit against brute force in float64 and on a mesh (test_enumeration.py enumerates it)."""
+"""Diversity credit against brute force in float64 and on a mesh; enumerated: test_enumeration.py."""
 
 import itertools
 import os

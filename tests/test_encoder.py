@@ -25,6 +25,7 @@ from streamsynth.stream.markers import MarkerFormat
 from streamsynth.tasks import sources
 
 GOLDEN = golden_files.FOLDER / "encoder"
+pytestmark = pytest.mark.usefixtures("quick_xla")
 
 
 @pytest.fixture(scope="module")
@@ -165,21 +166,34 @@ def test_the_posterior_is_bayes_with_round_gaussians():
     rng = np.random.default_rng(0)
     means, x = rng.normal(size=(3, 5)), rng.normal(size=(7, 5))
     density = np.exp(-((x[:, None] - means) ** 2).sum(-1) / (2 * 0.3))
-    got = prototypes.Prototypes(means, 0.3).posterior(x)
+    got = prototypes.Prototypes(means, 0.5 * (means**2).sum(1), 0.3).posterior(x)
     np.testing.assert_allclose(got, density / density.sum(1, keepdims=True), rtol=1e-5)
     assert got.dtype == np.float32
+
+
+def test_the_noise_of_the_means_is_taken_out():
+    """On average over many draws |mean|^2 is then that of the label, with two examples as with nine."""
+    rng = np.random.default_rng(3)
+    means, label = rng.normal(size=(2, 5)), np.repeat([0, 1], [2, 9])
+    drawn = [means[label] + 0.7 * rng.normal(size=(11, 5)) for _ in range(400)]
+    square = 2 * np.mean([prototypes.fit(x, label, 2).half_square for x in drawn], axis=0)
+    np.testing.assert_allclose(square, (means**2).sum(1), atol=0.4)
+    assert 0.7**2 * 5 / 2 > 1.0  # what it would be off by
 
 
 def test_the_temperature_is_the_likeliest_for_examples_left_out():
     rng = np.random.default_rng(1)
     x, label = gaussians(rng, rng.normal(size=(3, 6)), 4, 1.2)
+    whole = np.stack([x[label == k].mean(0) for k in range(3)])
+    noise = ((x - whole[label]) ** 2).sum() / (12 - 3)
 
     def likelihood(temperature):
         total = 0.0
         for i in range(len(x)):
-            rest = np.arange(len(x)) != i
-            means = np.stack([x[rest & (label == k)].mean(0) for k in range(3)])
-            density = np.exp(-((x[i] - means) ** 2).sum(-1) / (2 * temperature))
+            rest = [(np.arange(len(x)) != i) & (label == k) for k in range(3)]
+            means = np.stack([x[mine].mean(0) for mine in rest])
+            square = (means**2).sum(1) - noise / np.array([mine.sum() for mine in rest])
+            density = np.exp((x[i] @ means.T - square / 2) / temperature)
             total += np.log(density[label[i]] / density.sum())
         return total
 

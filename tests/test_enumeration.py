@@ -23,6 +23,8 @@ from streamsynth.policy.transformer import Transformer, TransformerConfig, init_
 from streamsynth.pytrees import Prompts, Scores
 from streamsynth.stream import replay
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 GROUP = 3
 LABEL = np.repeat([0, 1], GROUP)
 QUALITY = np.array([[1.0, 0.4, 0.0], [0.3, 0.9, 0.7]])

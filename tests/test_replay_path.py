@@ -125,9 +125,11 @@ def test_bad_samples_that_the_policy_has_left_are_dropped(third, learned, off):
     assert figures["replay/dropped"] == 0
 
 
-def test_advantages_know_todays_archive(third, learned, on):
+def test_advantages_know_todays_archive(third, learned):
     """What was kept since the samples were written makes them less of a novelty, and the update another."""
     _, state = third
+    state = state.replace(balance=state.balance.replace(alpha=jnp.float32(2.0)))
+    on = learned(state)
     tasks = list(state.tasks)
     for j in range(len(TASKS)):
         archive = tasks[j].archive

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from runs import QUICKSTART
 
 from streamsynth import api, assemble
@@ -20,6 +21,8 @@ from streamsynth.learner.update import PARTS, assess
 from streamsynth.policy.logprobs import TokenStatistics
 from streamsynth.pytrees import Prompts, Scores
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 # A group of four. The cosines: 12: 1, 13: 0, 14: 0.6, 23: 0, 24: 0.6, 34: 0.8.
 FOUR = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
 
@@ -31,8 +34,7 @@ def batch_of(quality, features=FOUR, **changes):
 
 
 def reward(name, batch, **constants):
-    with jax.disable_jit():
-        paid = REWARDS[name](batch, RivalConfig(**constants))
+    paid = jax.jit(REWARDS[name], static_argnums=1)(batch, RivalConfig(**constants))
     return np.asarray(sum(paid.weights[part] * paid.parts[part] for part in paid.parts))
 
 
@@ -147,18 +149,17 @@ def assessed(name, choices):
     level = dict.fromkeys(PARTS, jnp.float32(0.4))
     spread = advantages.Spread({k: jnp.float32(v) for k, v in sizes.items()}, level)
     setting = dict(samples=G, floor=0.0, power=1.0, eta=0.5, alpha_max=4.0, weighted=True, neutral=True)
-    with jax.disable_jit():
-        return assess(
-            diversity.empty(2, 6),
-            scores,
-            LABEL,
-            spread,
-            balance.initial(1.0, 1.0),
-            remembered=0.0,
-            reward=name,
-            choices=choices,
-            **setting,
-        )
+    return assess(
+        diversity.empty(2, 6),
+        scores,
+        LABEL,
+        spread,
+        balance.initial(1.0, 1.0),
+        remembered=0.0,
+        reward=name,
+        choices=choices,
+        **setting,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -212,75 +213,82 @@ def test_advantages_of_an_objective_by_definition(name):
     np.testing.assert_array_equal(result.counted, ~dropped)
 
 
-@pytest.fixture
-def rollout(monkeypatch):
-    """Texts of unlike lengths, some of whose ratios leave the trust regions; the network is a table."""
+@pytest.fixture(scope="module")
+def ratio():
+    """[N, T] of learner to sampler for texts of unlike lengths, and their mask."""
     rng = np.random.default_rng(2)
     mask = np.arange(T) < rng.integers(1, T + 1, size=N)[:, None]
-    table = np.where(mask, -1 - rng.random((N, T)), 0).astype(np.float32)
     ratio = np.where(mask, rng.uniform(0.7, 1.4, size=(N, T)), 1)
     ratio[0, 0], ratio[5, 0] = 1.25, 0.75  # beyond 1.2 but not 1.28 with A > 0; below 0.8 with A < 0
+    return ratio, mask
+
+
+@pytest.fixture(scope="module")
+def learned(ratio):
+    """By objective the loss, its gradient in the log-probabilities and the mask; the network is a table."""
+    ratio, mask = ratio
+    table = jnp.full((N, T), -2.0)
 
     def statistics(model, variables, *rest):
         return TokenStatistics(variables["table"], jnp.zeros((N, T)))
 
-    monkeypatch.setattr(objective, "group_logprobs", statistics)
-    none = Prompts(*(np.zeros((0, 0)),) * 4)
-    behaviour = (table - np.log(ratio) * mask).astype(np.float32)
-    return table, ratio, Fresh(none, np.zeros((N, T), int), mask, behaviour, table, np.zeros(N, np.float32))
+    def of(name):
+        result = assessed("quality", OBJECTIVES[name])
+        fresh = Fresh(
+            prompts=Prompts(*(np.zeros((0, 0)),) * 4),
+            tokens=np.zeros((N, T), int),
+            mask=mask & np.asarray(result.counted)[:, None],
+            behaviour=table - np.log(ratio).astype(np.float32),
+            reference=table,
+            advantage=result.advantage,
+        )
+        config = ObjectiveConfig(choices=OBJECTIVES[name], kl_weight=0.0)
+
+        @tiny.quick_jit
+        def loss(table, fresh):
+            return jax.value_and_grad(
+                lambda t: objective.fresh_loss(None, {"table": t}, fresh, 1.0, config)[0]
+            )(table)
+
+        return (*map(np.asarray, loss(table, fresh)), fresh.mask)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(objective, "group_logprobs", statistics)
+        return {name: of(name) for name in OBJECTIVES}
 
 
-def gradient(name, rollout):
-    table, _, batch = rollout
-    result = assessed("quality", OBJECTIVES[name])
-    batch = batch.replace(
-        mask=batch.mask & np.asarray(result.counted)[:, None], advantage=np.asarray(result.advantage)
-    )
-    config = ObjectiveConfig(choices=OBJECTIVES[name], kl_weight=0.0)
-
-    def loss(table):
-        return objective.fresh_loss(None, {"table": table}, batch, 1.0, config)[0]
-
-    value, slope = jax.value_and_grad(loss)(jnp.asarray(table))
-    return float(value), np.asarray(slope), np.asarray(result.advantage), batch.mask
-
-
-def test_every_objective_has_its_own_gradient(rollout):
-    found = {name: gradient(name, rollout)[1] for name in OBJECTIVES}
-    for one, other in itertools.combinations(found, 2):
-        assert np.abs(found[one] - found[other]).max() > 0.02 * np.abs(found[one]).max(), (one, other)
+def test_every_objective_has_its_own_gradient(learned):
+    for one, other in itertools.combinations(learned, 2):
+        a, b = learned[one][1], learned[other][1]
+        assert np.abs(a - b).max() > 0.02 * np.abs(a).max(), (one, other)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_loss_of_an_objective_by_definition(name, rollout):
-    value, _, advantage, mask = gradient(name, rollout)
-    _, ratio, _ = rollout
-    c = OBJECTIVES[name]
-    per_token = np.minimum(
-        ratio * advantage[:, None], np.clip(ratio, 1 - c.clip_low, 1 + c.clip_high) * advantage[:, None]
-    )
+def test_the_loss_of_an_objective_by_definition(name, learned, ratio):
+    value, _, mask = learned[name]
+    c, ratio = OBJECTIVES[name], ratio[0]
+    advantage = np.asarray(assessed("quality", c).advantage, np.float64)[:, None]
+    clipped = np.clip(ratio, 1 - c.clip_low, 1 + c.clip_high)
+    per_token = np.minimum(ratio * advantage, clipped * advantage)
     own = [per_token[n][mask[n]] for n in range(N)]
     total = sum(map(np.sum, own))
     expected = {
         "streamsynth": total / (N * T),
         "rloo": total / (N * T),
-        "grpo": np.mean([tokens.sum() / max(tokens.size, 1) for tokens in own]),
+        "grpo": sum(tokens.sum() / max(tokens.size, 1) for tokens in own) / N,
         "dr_grpo": total / (N * T),
         "dapo": total / mask.sum(),  # of the two groups that are not dead
     }[name]
     np.testing.assert_allclose(value, -expected, rtol=1e-5)
 
 
-def test_grpo_is_rlax_of_each_text(rollout):
+def test_grpo_is_rlax_of_each_text(learned, ratio):
+    """Its loss is a mean over T steps; with the advantages of padding at 0, T / length makes it a text's."""
     rlax = pytest.importorskip("rlax")
-    value, _, advantage, mask = gradient("grpo", rollout)
-    losses = [
-        rlax.clipped_surrogate_pg_loss(
-            jnp.asarray(rollout[1][n][mask[n]]), jnp.full(mask[n].sum(), advantage[n]), 0.2
-        )
-        for n in range(N)
-    ]
-    np.testing.assert_allclose(value, np.mean(losses), rtol=1e-5)
+    value, _, mask = learned["grpo"]
+    advantage = np.asarray(assessed("quality", OBJECTIVES["grpo"]).advantage)[:, None] * mask
+    losses = jax.vmap(lambda r, a: rlax.clipped_surrogate_pg_loss(r, a, 0.2))(ratio[0], advantage)
+    np.testing.assert_allclose(value, np.mean(losses * T / mask.sum(-1)), rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,17 @@
 """The greedy choice of texts that are spread out, against log-determinants in float64."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from streamsynth.dataset.balance import balanced
+from streamsynth.dataset.rows import Row
+from streamsynth.defaults import default_config
 from streamsynth.feedback.diversity import spread_out
+from streamsynth.feedback.selection import selection
 
 RIDGE = 0.1
 
@@ -51,3 +56,23 @@ def test_a_repeated_text_comes_after_everything_new():
     assert set(order[:3]) == {0, 3, 4} and set(order[3:]) == {1, 2}
     # What the given vectors say already is new to nobody.
     assert spread_out(rows, 1, RIDGE, rows[:1])[0] == 3
+
+
+def test_a_data_set_of_the_most_spread_out_rows():
+    """Of a label's rows first the best, then what is unlike it, though a near copy of the best is better."""
+    texts = {
+        "the red fox ran over the hill": 1.0,
+        "the red fox ran over the hills": 0.9,
+        "a quiet lake lay under snow": 0.6,
+        "seven ships sailed at dawn": 0.5,
+    }
+    rows = [Row((text,), "a", "imitate", 0, 0, (), {"quality": quality}) for text, quality in texts.items()]
+    config = default_config()
+    best = balanced(rows, 2, selection(config))
+    assert [row.quality for row in best] == [1.0, 0.9]
+    config.dataset.select = "spread_out"
+    spread = balanced([*rows, dataclasses.replace(rows[2], label="b")], 2, selection(config))
+    assert [(row.label, row.quality) for row in spread] == [("a", 1.0), ("b", 0.6)]
+    spread = balanced(rows, 3, selection(config))
+    assert [row.quality for row in spread] == [1.0, 0.6, 0.5]
+    assert balanced(rows, None, selection(config))[3] == rows[1]

@@ -84,13 +84,56 @@ def test_without_tuning_the_policy_stays(finished):
     assert int(state.policy_version) == 0
 
 
+def test_a_turn_without_initialization_writes_only_what_measures(finished):
+    _, other, figures, rows, _ = begin(finished, phases__initialization="False")
+    assert {row.policy_version for row in rows} == {0}
+    assert int(other.tasks[0].buffer.seen) == 40
+    assert int(other.policy_version) == runs.TUNING  # to the examples alone
+
+
+def test_a_turn_without_any_phase_writes_and_leaves_the_policy_alone(finished):
+    phases = {f"phases__{name}": "False" for name in ("initialization", "tuning", "reward")}
+    setting, state, _, rows, seen = begin(finished, **phases)
+    assert int(state.policy_version) == 0
+    with mesh_lib.use(setting.mesh):
+        after, figures, more = turn.learn(setting, state, seen)
+    assert more and len(more) == figures["kept"]
+    assert distance(after.params, setting.policy.variables) == 0
+    assert distance(after.opt_state, state.opt_state) == 0
+    assert (int(after.policy_version), int(after.step), int(after.turn_step)) == (0, 2, 2)
+    assert int(after.tasks[0].kept) == len(rows) + len(more)
+    assert int(after.tasks[0].buffer.seen) == 2 * 40
+    assert not any(name.startswith(("gradient/", "loss/")) for name in figures)
+
+
+def test_tuning_stops_early_and_keeps_what_measured_best(finished, monkeypatch):
+    """Losses after 0, 2, 4, 6 and 8 steps; two without a gain end it at 8, and 4 steps stay."""
+    losses = iter([3.0, 2.0, 1.0, 1.5, 1.0, 0.0])
+    measured = []
+
+    def loss(model, variables, exam, *rest, **more):
+        measured.append(jax.tree.map(np.array, variables))
+        return next(losses)
+
+    monkeypatch.setattr(tuning, "held_out_nll", loss)
+    settings = dict(rounds="1", steps="30", held_out="2", early_stop="2", measure_every="2")
+    _, state, figures, *_ = begin(finished, **{f"supervised__{key}": v for key, v in settings.items()})
+    assert len(measured) == 5
+    assert (figures["supervised/held_out_before"], figures["supervised/held_out"]) == (3.0, 1.0)
+    assert int(state.policy_version) == 4
+    assert distance(state.params, measured[2]) == 0
+    assert min(distance(state.params, measured[i]) for i in (0, 1, 3, 4)) > 0
+    # The optimizer stands where it stood then.
+    assert {int(leaf) for leaf in jax.tree.leaves(state.opt_state) if leaf.dtype == np.int32} >= {4}
+
+
 def test_of_the_kept_rows_the_most_spread_out_are_tuned_to(begun):
     setting, _, _, rows, _ = begun
     features = setting.featurize([row.text for row in rows], None, None)
     label = rows[0].label
     own = [row for row in rows if row.label == label]
     most = setting.config.supervised.rows
-    chosen = tuning.spread_out_rows(setting, 0, rows, [features])
+    chosen = tuning.chosen_rows(setting, 0, rows, [features])
     of_label = [row for row in chosen if row.label == label]
     assert len(of_label) == min(len(own), most)
     assert len(chosen) == sum(
@@ -103,4 +146,4 @@ def test_of_the_kept_rows_the_most_spread_out_are_tuned_to(begun):
         np.asarray(features)[[row.label == label for row in rows]], 1, setting.config.feedback.ridge, given
     )
     assert of_label[0] == own[first]
-    assert tuning.spread_out_rows(setting, 0, [], []) == []
+    assert tuning.chosen_rows(setting, 0, [], []) == []

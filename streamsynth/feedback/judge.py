@@ -74,8 +74,9 @@ def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """P(a positive's score > a negative's), ties counting half (Mann-Whitney); 0.5 if one is empty."""
     if not len(positive) or not len(negative):
         return 0.5
-    difference = np.asarray(positive, np.float64)[:, None] - np.asarray(negative, np.float64)[None, :]
-    return float(np.mean((difference > 0) + 0.5 * (difference == 0)))
+    ordered = np.sort(negative)
+    below, not_above = (np.searchsorted(ordered, positive, side) for side in ("left", "right"))
+    return float(np.mean(below + not_above) / (2 * len(ordered)))
 
 
 def trust(area: float) -> float:

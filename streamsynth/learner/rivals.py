@@ -156,11 +156,15 @@ def dqo(batch: Batch, c: RivalConfig) -> Paid:
     By the inverse's cofactors the difference is -log of the i-th diagonal element of (L + I)^-1. Neither
     quality nor an archive weighs the features.
     """
-    groups = _grouped(batch.features, batch.samples)
-    identity = jnp.eye(batch.samples, dtype=groups.dtype)
+    identity = jnp.eye(batch.samples, dtype=batch.features.dtype)
+
+    def inverse_diagonal(kernel: Array) -> Array:
+        root = jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(kernel + identity), identity, lower=True)
+        return jnp.sum(root * root, axis=0)
+
     # One group after the other: see `feedback.diversity._cholesky`.
-    inverse = jax.lax.map(lambda kernel: jnp.linalg.inv(kernel + identity), _similarity(groups))
-    added = -jnp.log(jnp.diagonal(inverse, axis1=-2, axis2=-1)).reshape(-1)
+    kernels = _similarity(_grouped(batch.features, batch.samples))
+    added = -jnp.log(jax.lax.map(inverse_diagonal, kernels)).reshape(-1)
     paid = c.dqo_alpha * added
     return _one(
         batch.quality + paid, {"quality": batch.quality, "log_volume": added, "log_volume_weighted": paid}
