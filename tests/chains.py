@@ -46,7 +46,7 @@ def params(tokenizer, config):
         head[list(chances), state] = np.log(list(chances.values()))
     tree = init_params(config, jax.random.key(0))
     # The last norm makes a state of length 1 one of length sqrt(width).
-    tree = {**tree, "embedding": embedding, "head": head / np.sqrt(config.width)}
+    tree = {**tree, "embedding": embedding, "head": head / np.float32(config.width**0.5)}
     for i in range(config.layers):
         layer = tree[f"layers_{i}"]
         zeros = {name: jax.tree.map(np.zeros_like, layer[name]) for name in ("out", "down")}
