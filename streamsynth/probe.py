@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from streamsynth.assemble import Setting
@@ -46,8 +48,9 @@ def probe(setting: Setting, state: RunState) -> tuple[RunState, dict[str, float]
             temperature=r.temperature,
             place=setting.place,
         )
+        judges = dataclasses.replace(setting.rewards[j], secondary={})  # a probe is of the quality alone
         scored = score(
-            task, written, setting.rewards[j], setting.featurize, lambda text: False, config.feedback
+            task, written, judges, setting.featurize, lambda text: False, config.feedback, ("probe", step, j)
         )
         found = float(np.mean(np.asarray(scored.scores.quality)))
         figures[f"probe/{task.name}"] = found

@@ -15,7 +15,7 @@ from flax import traverse_util
 from runs import ROOT
 from safetensors.numpy import load_file
 
-from streamsynth import api, assemble, turn
+from streamsynth import api, assemble, step
 from streamsynth.errors import UserError
 from streamsynth.learner import collect
 from streamsynth.policy.huggingface.adapters import load_adapter
@@ -71,7 +71,7 @@ def run(folders, tmp_path_factory, quick_xla):
     workdir = tmp_path_factory.mktemp("run") / "run"
     before = content_hash(folders[0])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(turn, "write", spied)
+        patch.setattr(step, "write", spied)
         results = api.train(config_of(folders), workdir)
     return workdir, before, results
 

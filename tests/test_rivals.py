@@ -124,9 +124,10 @@ def test_a_shared_reward_is_compared_with_earlier_batches():
     spread = advantages.initial_spread(PARTS)
     one, two = (rivals.shared(batch_of(q), RivalConfig()).parts for q in ([1, 0, 1, 0], [1, 1, 1, 0]))
     assert (advantages.from_level(spread, "quality", one["quality"]) == 0).all()
-    spread = advantages.update_level(spread, one)
+    everyone = dict.fromkeys(one, np.ones(4, bool))
+    spread = advantages.update_level(spread, one, everyone)
     np.testing.assert_allclose(advantages.from_level(spread, "quality", two["quality"]), 0.25)
-    np.testing.assert_allclose(advantages.update_level(spread, two).level["quality"], 0.5125)
+    np.testing.assert_allclose(advantages.update_level(spread, two, everyone).level["quality"], 0.5125)
 
 
 # --- One fixed scored batch ---
@@ -143,7 +144,9 @@ def assessed(name, choices):
     # Texts of three kinds, each like those of its own.
     features = np.eye(6)[rng.integers(3, size=N)] + 0.4 * np.abs(rng.normal(size=(N, 6)))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
-    scores = Scores((QUALITY > 0).astype(np.float32), QUALITY, features.astype(np.float32), {})
+    scores = Scores(
+        (QUALITY > 0).astype(np.float32), QUALITY, features.astype(np.float32), {}, np.ones(N, bool)
+    )
     # A batch of one kind came before; the parts differ in size.
     sizes = {"quality": 0.1, "diversity": 0.04, "reward": 0.3}
     level = dict.fromkeys(PARTS, jnp.float32(0.4))

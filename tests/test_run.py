@@ -88,7 +88,9 @@ def test_data_sets(finished, name):
     ids = {example.id for example in task.examples}
     for row in rows:
         assert row["pattern"] in STRATEGIES
-        assert set(row["examples"]) <= ids
+        best = {one for one in row["examples"] if one.startswith(f"{name}/kept/")}
+        assert set(row["examples"]) - best <= ids
+        assert not best or row["pattern"] == "imitate_best"
         assert bool(row["examples"]) == (row["pattern"] != "label_only")
         assert 0.1 <= row["scores"]["quality"] <= 1
         assert set(row["scores"]) == {"quality", "posterior", "diversity"}

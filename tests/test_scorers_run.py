@@ -114,7 +114,9 @@ def test_every_kept_row_was_scored(scored):
     state = runs.state(root / "run")
     written = 3 * 40 + 40  # the base policy's batch, one round, two steps
     lost = [place for place in failed if place[0] in ("measure", "explore", "rollout")]
-    assert int(state["tasks/0/buffer/seen"]) == int(state["patterns/count"].sum()) == written - len(lost)
+    assert int(state["tasks/0/buffer/seen"]) == written - len(lost)
+    # A strategy's sample without a score counts as its prompt's others do.
+    assert int(state["patterns/count"].sum()) == written
 
 
 def test_the_key_is_in_no_file(scored):

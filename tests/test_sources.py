@@ -34,7 +34,7 @@ def test_specs(spec, parts):
         ("file:x", "no known source"),
         ("files:", "names nothing after the colon: write files:DIR"),
         ("files:x?commonst=3", "unknown option 'commonst': known are name, commonest, test"),
-        ("worlds:x?name=y", "unknown option 'name': worlds takes none"),
+        ("worlds:x?name=y", "unknown option 'name': known are attributes"),
         ("files:x?name", "needs a value"),
         ("files:x?name=", "needs a value"),
         ("files:x?name=a&name=b", "'name' twice"),

@@ -68,6 +68,7 @@ def test_a_data_set_of_the_most_spread_out_rows():
     }
     rows = [Row((text,), "a", "imitate", 0, 0, (), {"quality": quality}) for text, quality in texts.items()]
     config = default_config()
+    config.dataset.select = "best"
     best = balanced(rows, 2, selection(config))
     assert [row.quality for row in best] == [1.0, 0.9]
     config.dataset.select = "spread_out"

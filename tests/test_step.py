@@ -24,7 +24,8 @@ def third(finished, quick_xla):
     """The fixed parts of a run and its state in its third turn, where the scale of utility is known."""
     setting, state = runs.third_turn(finished)
     known = {name: jnp.float32(0.01) for name in state.spread.mean_square}
-    spread = state.spread.replace(mean_square=known)
+    level = {**state.spread.level, "utility": jnp.float32(0)}
+    spread = state.spread.replace(mean_square=known, level=level)
     return setting, state.replace(spread=spread, balance=state.balance.replace(alpha=jnp.float32(ALPHA)))
 
 
