@@ -112,6 +112,7 @@ ONE_STEP = {
     "pretrain.corpus_sentences": "1000",
     "supervised.rounds": "1",
     "learner.steps": "1",
+    "replay.share": "0.0",
     "evaluation.batches": "1",
     "evaluation.best_of": "1",
     "evaluation.student.steps": "5",
