@@ -7,21 +7,29 @@ import shutil
 
 import chains
 import named
+import numpy as np
 import pytest
 import runs
 
-from streamsynth import api, weights
+from streamsynth import api, assemble, weights
 from streamsynth import train as train_lib
 from streamsynth.errors import UserError
 from streamsynth.learner.proposals import with_proposed
-from streamsynth.tasks.attributes import Attribute, Value
+from streamsynth.stream.formats import make_format
+from streamsynth.stream.prompts import render
+from streamsynth.tasks.attributes import Attribute, Value, asked_for
 from streamsynth.workdir import Workdir
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("proposing")
-    return chains.folder_of(root), named.data(root / "data")
+    data = named.data(root / "data")
+    shutil.copytree(data / "amazon5", data / "own")
+    about = json.loads((data / "own" / "task.json").read_text())
+    own = about | {"name": "own", "attributes": {"tone": ["polite", "angry"]}}
+    (data / "own" / "task.json").write_text(json.dumps(own))
+    return chains.folder_of(root), data
 
 
 def config_of(folders, *tasks, **overrides):
@@ -33,69 +41,83 @@ def config_of(folders, *tasks, **overrides):
     return api.load(f"{path}:tiny,weights={weights_folder},data={data}", keys)
 
 
-@pytest.fixture(scope="module")
-def run(folders, tmp_path_factory, quick_xla):
-    workdir = tmp_path_factory.mktemp("run") / "run"
-    return workdir, api.train(config_of(folders, "yelp5"), workdir)
-
-
 def refuse(*args, **keys):
     raise KeyboardInterrupt
 
 
-def test_a_run_asks_for_the_combinations_that_its_policy_proposed(run):
-    workdir, results = run
+def begun(config, workdir, patch, **keys):
+    """The tasks and the policy that the stream of a run would go on with; it is killed there."""
+    given = []
+    patch.setattr(train_lib, "train", lambda config, place, *parts: given.extend(parts) or refuse())
+    with pytest.raises(KeyboardInterrupt):
+        api.train(config, workdir, **keys)
+    return given
+
+
+def test_what_was_proposed_is_written_down_once_and_asked_for(folders, tmp_path, monkeypatch, quick_xla):
+    config, workdir = config_of(folders, "yelp5"), tmp_path / "run"
+    (task,), policy = begun(config, workdir, monkeypatch)
     written = json.loads((workdir / "attributes.json").read_text())
-    assert results["attributes"] == written and sorted(written["yelp5"]) == ["data", "form"]
-    setting, *_ = api._finished(workdir)
-    (task,) = setting.tasks
-    assert task.attributes == Workdir(workdir).attributes()["yelp5"] and len(task.cells) >= 4
+    assert sorted(written["yelp5"]) == ["data", "form"] and len(task.cells) >= 4
+    assert task.attributes == Workdir(workdir).attributes()["yelp5"]
+    r = config.rollout
+    form = make_format("auto", policy.tokenizer, r.prompt_length, r.completion_length)
+    cell = np.arange(len(task.cells))
+    strategy, rng = np.zeros(len(cell), np.int32), np.random.default_rng(0)
+    prompts = render(form, task, 0 * cell, strategy, rng, cell).prompts
+    for c in cell:
+        first, second = (
+            f"{one.name}: {v.name}" for one, v in zip(task.attributes, task.cells[c], strict=True)
+        )
+        said = form.tokenizer.decode(prompts.tokens[c][prompts.mask[c]])
+        assert f"It must have: {first}; {second}." in said
+
+    # Nothing is asked a second time, and only appended tasks that name none themselves are asked for.
+    asked = []
+    once = weights.propose
+    monkeypatch.setattr(
+        weights, "propose", lambda *args, **keys: asked.append(args[3].name) or once(*args, **keys)
+    )
+    assert begun(config, workdir, monkeypatch)[0] == (task,) and not asked
+    longer = begun(config_of(folders, "yelp5", "own", "amazon5"), workdir, monkeypatch)[0]
+    assert asked == ["amazon5"] and longer[0] == task
+    assert longer[1].attributes == (Attribute("tone", (Value("polite"), Value("angry"))),)
+    after = json.loads((workdir / "attributes.json").read_text())
+    assert list(after) == ["yelp5", "amazon5"] and after["yelp5"] == written["yelp5"] and after["amazon5"]
+    assert longer == with_proposed(longer, Workdir(workdir).attributes())
+
+
+@pytest.mark.slow
+def test_a_whole_run_goes_by_what_was_proposed_also_when_it_was_killed(
+    folders, tmp_path, monkeypatch, quick_xla
+):
+    config, workdir = config_of(folders, "yelp5"), tmp_path / "run"
+    results = api.train(config, workdir)
+    written = json.loads((workdir / "attributes.json").read_text())
+    assert results["attributes"] == written
+    (task,) = assemble.load_tasks(config)
+    (task,) = with_proposed([task], Workdir(workdir).attributes())
     rows = runs.read_jsonl(workdir / "datasets" / "yelp5" / "train.jsonl")
-    possible = [
-        {one: value.name for one, value in zip(written["yelp5"], cell, strict=True)} for cell in task.cells
-    ]
-    assert rows and all(row["attributes"] in possible for row in rows)
+    assert rows and all(
+        row["attributes"] in [asked_for(task.attributes, c) for c in task.cells] for row in rows
+    )
     assert len({tuple(row["attributes"].values()) for row in rows}) > 1
     assert any("reward/attribute" in row for row in runs.read_jsonl(workdir / "metrics.jsonl"))
     text = (workdir / "datasets" / "yelp5" / "README.md").read_text()
     for name, values in written["yelp5"].items():
         assert f"| {name} | {', '.join(values)} | proposed by the policy |" in text
-
-
-def test_a_run_killed_before_its_first_step_goes_on_with_what_was_proposed(
-    run, folders, tmp_path, monkeypatch
-):
-    config = config_of(folders, "yelp5")
     with monkeypatch.context() as patch:
-        patch.setattr(train_lib, "train", refuse)
-        with pytest.raises(KeyboardInterrupt):
-            api.train(config, tmp_path / "run")
-    assert (tmp_path / "run" / "attributes.json").read_bytes() == (run[0] / "attributes.json").read_bytes()
-    monkeypatch.setattr(weights, "propose", refuse)  # nothing is asked a second time
-    api.train(config, tmp_path / "run")
-    assert runs.outcome(tmp_path / "run") == runs.outcome(run[0])
-
-
-def test_only_appended_tasks_are_proposed_for(run, folders, tmp_path, monkeypatch):
-    workdir = shutil.copytree(run[0], tmp_path / "run")
-    before = json.loads((workdir / "attributes.json").read_text())
-    card_path = folders[1] / "amazon5" / "task.json"
-    own = json.loads(card_path.read_text()) | {"name": "own", "attributes": {"tone": ["polite", "angry"]}}
-    shutil.copytree(card_path.parent, folders[1] / "own", dirs_exist_ok=True)
-    (folders[1] / "own" / "task.json").write_text(json.dumps(own))
-    given = []
-    monkeypatch.setattr(
-        train_lib, "train", lambda config, place, tasks, policy: given.extend(tasks) or refuse()
-    )
+        begun(config, tmp_path / "again", patch)
+    monkeypatch.setattr(weights, "propose", refuse)
+    api.train(config, tmp_path / "again")
+    assert runs.outcome(tmp_path / "again") == runs.outcome(workdir)
+    # A finished run has its attributes without asking; a stream that starts from it asks for its own tasks.
+    assert api.evaluate(workdir).keys() == {"yelp5"}
     with pytest.raises(KeyboardInterrupt):
-        api.train(config_of(folders, "yelp5", "own", "amazon5"), workdir)
-    after = json.loads((workdir / "attributes.json").read_text())
-    assert list(after) == ["yelp5", "amazon5"] and after["yelp5"] == before["yelp5"] and after["amazon5"]
-    assert given[1].attributes == (Attribute("tone", (Value("polite"), Value("angry"))),)
-    assert tuple(given) == with_proposed(given, Workdir(workdir).attributes())
-    # A stream that starts from another one proposes for its own tasks.
-    with pytest.raises(KeyboardInterrupt):
-        api.train(config_of(folders, "amazon5"), tmp_path / "next", init_from=run[0])
+        api.train(config_of(folders, "amazon5"), tmp_path / "next", init_from=workdir)
+    assert not (tmp_path / "next" / "attributes.json").exists()
+    monkeypatch.undo()
+    begun(config_of(folders, "amazon5"), tmp_path / "next", monkeypatch, init_from=workdir)
     assert list(Workdir(tmp_path / "next").attributes()) == ["amazon5"]
 
 
