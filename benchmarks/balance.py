@@ -8,14 +8,18 @@ turn, and the accuracy of students on as many rows of each. Finished runs are no
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import subprocess
 import sys
 import time
 
+import numpy as np
+
 from streamsynth import api, assemble
 from streamsynth.evaluation import diversity
+from streamsynth.tasks import worlds
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "balance.json"
@@ -25,15 +29,25 @@ VARIANTS = {
     "quality_only": "configs/baselines/quality_only.py",
     "best_of_n": "configs/baselines/best_of_n.py",
 }
+# Settings of the quickstart that were tried before the present ones, on the first seed alone.
+TRIED = {
+    "narrower": {
+        "balance.factor": 0.95,
+        "feedback.width": 128,
+        "supervised.batches": 6,
+        "supervised.rows": 96,
+    },
+}
 
 
 def run(variant: str, seed: int, workdir: pathlib.Path) -> None:
     """Trains one run, or finds it done."""
     if (workdir / "report" / "results.json").exists():
         return
-    config = f"--config={VARIANTS[variant]}:seed={seed},stream=tuning"
+    config = f"--config={VARIANTS.get(variant, VARIANTS['learned'])}:seed={seed},stream=tuning"
     command = [sys.executable, "-m", "streamsynth.main", "train", config, f"--workdir={workdir}"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    overrides = [f"--config.{key}={value}" for key, value in TRIED.get(variant, {}).items()]
+    subprocess.run([*command, *overrides], cwd=ROOT, check=True)
 
 
 def cells(workdir: pathlib.Path) -> list[dict]:
@@ -52,15 +66,31 @@ def cells(workdir: pathlib.Path) -> list[dict]:
     return rows
 
 
-def real_texts(seed: int) -> dict[str, dict[str, float]]:
-    """By task, the diversity of as many real texts: what independent draws of the language reach."""
+def real_texts(seed: int) -> dict[str, dict[str, dict[str, float]]]:
+    """By task, the diversity of as many valid texts drawn independently: what a policy's texts can reach.
+
+    "real" are those of the language; "open" have only the frames of each label with more open places than
+    half of them, which repeat fewer words.
+    """
     config = api.load(str(ROOT / f"configs/quickstart.py:seed={seed},stream=tuning"))
-    count = config.evaluation.diversity_texts
-    found = {}
+    count, found = config.evaluation.diversity_texts, {}
     for task in assemble.load_tasks(config):
-        measured = diversity.measure([example.text for example in task.train], count, seed)
-        found[task.name] = {metric: measured[metric] for metric in METRICS}
+        rng = np.random.default_rng(seed)
+        world = worlds.stream_world(task.name, worlds.Difficulty(**config.worlds.to_dict()))
+        opened = [label.sample(rng) for label in map(_open_frames, world.labels) for _ in range(count)]
+        texts = {"real": [example.text for example in task.train], "open": opened}
+        found[task.name] = {
+            name: {metric: diversity.measure(own, count, seed)[metric] for metric in METRICS}
+            for name, own in texts.items()
+        }
     return found
+
+
+def _open_frames(label: worlds.Label) -> worlds.Label:
+    """The label with the half of its frames that has the largest share of open places."""
+    shares = [len(frame.roles) / len(frame.tokens) for frame in label.frames]
+    order = np.argsort(shares)[::-1][: max(4, len(shares) // 2)]
+    return dataclasses.replace(label, frames=tuple(label.frames[i] for i in order))
 
 
 def main() -> None:
@@ -69,9 +99,9 @@ def main() -> None:
     parser.add_argument("--seeds", default="1,2,3,4,5")
     arguments = parser.parse_args()
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    found: dict[str, dict] = {variant: {} for variant in VARIANTS}
+    found: dict[str, dict] = {variant: {} for variant in (*VARIANTS, *TRIED)}
     for seed in seeds:
-        for variant in VARIANTS:
+        for variant in (*VARIANTS, *(TRIED if seed == seeds[0] else ())):
             workdir = (arguments.runs / f"{variant}-{seed}").resolve()
             start = time.monotonic()
             run(variant, seed, workdir)
@@ -80,7 +110,7 @@ def main() -> None:
             print(f"{variant} seed {seed}: {time.monotonic() - start:.0f} s", flush=True)
     content = {
         "command": f"python benchmarks/balance.py --seeds={arguments.seeds}",
-        "configs": VARIANTS,
+        "configs": {**VARIANTS, **{name: {VARIANTS["learned"]: keys} for name, keys in TRIED.items()}},
         "runs": found,
         "real": {str(seed): real_texts(seed) for seed in seeds},
     }
