@@ -30,6 +30,7 @@ FOUR = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
 def batch_of(quality, features=FOUR, **changes):
     quality = np.array(quality, np.float32)
     rest = dict(gate=(quality > 0).astype(np.float32), value=0.0, novelty=0 * quality, share=0.5, samples=4)
+    rest["scored"] = np.ones(len(quality), bool)
     return Batch(quality=quality, features=np.array(features, np.float32), **(rest | changes))
 
 
@@ -128,6 +129,13 @@ def test_a_shared_reward_is_compared_with_earlier_batches():
     spread = advantages.update_level(spread, one, everyone)
     np.testing.assert_allclose(advantages.from_level(spread, "quality", two["quality"]), 0.25)
     np.testing.assert_allclose(advantages.update_level(spread, two, everyone).level["quality"], 0.5125)
+
+
+def test_a_sample_without_a_score_has_no_say_in_the_shared_reward():
+    """The mean of 1, 0 and 1 is 2 / 3, whatever stands in the place of the fourth."""
+    scored = np.array([True, True, True, False])
+    paid = rivals.shared(batch_of([1, 0, 1, 0], scored=scored), RivalConfig())
+    np.testing.assert_allclose(paid.parts["quality"], 2 / 3, rtol=1e-6)
 
 
 # --- One fixed scored batch ---

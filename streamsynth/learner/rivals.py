@@ -35,6 +35,7 @@ class Batch:
     utility: [N], what a sample does for a student (`feedback.utility`), 0 where it was not accepted; or None.
     secondary: parts that count among accepted samples alone, by name, [N] each; NaN elsewhere.
     weights: of secondary parts and of "utility", against that of quality; those without count for nothing.
+    scored: [N] bool, false where a judge failed: such a sample has quality 0 and is learned from by nobody.
     value: [], the log-volume that the batch adds to the archive (`feedback.diversity.value`).
     novelty: [N], each sample's credit for it less what could be expected of it.
     share: [] in [0, 1], of diversity in the reward, the dual ascent's.
@@ -47,6 +48,7 @@ class Batch:
     value: Array
     novelty: Array
     share: Array
+    scored: Array
     attribute: Array | None = None
     utility: Array | None = None
     secondary: Mapping[str, Array] = flax.struct.field(default_factory=dict)
@@ -123,7 +125,10 @@ def shared(batch: Batch, c: RivalConfig) -> Paid:
     """
     alike = jnp.ones_like(batch.quality)
     return Paid(
-        parts={"quality": batch.quality.mean() * alike, "diversity": batch.value * alike},
+        parts={
+            "quality": jnp.mean(batch.quality, where=batch.scored) * alike,
+            "diversity": batch.value * alike,
+        },
         weights={"quality": 1.0 - batch.share, "diversity": batch.share},
         shared=("quality", "diversity"),
     )

@@ -122,7 +122,8 @@ def assess(
     counted = weight if weighted else scores.gate
     d, valid = diversity.statistic(scores.features, counted, label, archive.matrix.shape[0])
     batch = rivals.Batch(
-        quality=jnp.where(scores.scored, scores.quality, jnp.nan),
+        quality=scores.quality,
+        scored=scores.scored,
         gate=scores.gate,
         features=scores.features,
         value=value,
