@@ -85,13 +85,10 @@ def test_a_pretrained_policy_runs_in_low_precision_with_scanned_layers(name, wei
         config.load(str(path))
 
 
-# Of a whole network and of an adapter one each; the others take as long and are slow tests.
+# They take long and go one path but for their family's layers: the others are slow tests.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in ("gemma3_270m", "qwen3_4b") else pytest.mark.slow)
-        for name in PRETRAINED
-    ],
+    [pytest.param(name, marks=[] if name == "qwen3_4b" else pytest.mark.slow) for name in PRETRAINED],
 )
 def test_the_tiny_run_of_a_pretrained_policy(name, tmp_path, tmp_path_factory, quick_xla):
     """A small policy of the family, from nothing to the report."""

@@ -115,7 +115,7 @@ def test_rollout_teacher_forcing_and_a_plain_sequence_agree(name, seed):
     assert (drawn.tokens[~drawn.mask] == EOS).all()
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_scanned_periods_write_and_learn_what_unrolled_layers_do(name):
     scanned, model = network(name, scan=True), network(name)
     stacked = {"params": stack_layers(variables(name)["params"], scanned.config)}

@@ -248,6 +248,7 @@ _ON_EIGHT = """
 """
 
 
+@pytest.mark.slow
 def test_an_adapter_lies_on_the_mesh_as_its_network_does():
     root = Path(__file__).resolve().parent
     env = {

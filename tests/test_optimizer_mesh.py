@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
 from runs import ROOT
 
 _ON_EIGHT = """
@@ -49,6 +50,7 @@ _ON_EIGHT = """
 """
 
 
+@pytest.mark.slow
 def test_moments_are_split_as_parameters_are_and_one_program_serves_all_steps():
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     command = [sys.executable, "-c", textwrap.dedent(_ON_EIGHT)]
