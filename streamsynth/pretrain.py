@@ -18,6 +18,7 @@ from absl import logging
 
 from streamsynth.errors import UserError
 from streamsynth.keys import numpy_rng, purpose_key
+from streamsynth.learner import lessons
 from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.supervised import supervised_step
@@ -58,6 +59,7 @@ def base_policy(config: Any, stream: Sequence[Task], *, cache_dir: str | os.Path
         "worlds": worlds.content_hash(_difficulty(config)) if config.pretrain.sources == (_WORLDS,) else None,
         "texts": [_content_hash(task) for task in tasks],
         "strategies": list(SHOWN.items()),
+        "lessons": lessons.mix(),
     }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     directory = pathlib.Path(cache_dir) / f"policy-{digest}"

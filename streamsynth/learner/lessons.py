@@ -19,18 +19,23 @@ Draw = Callable[[np.random.Generator, int], list[str]]
 # prompt is foretold from those before it.
 _CHANCE = {
     "label_only": 0.04,
-    "imitate": 0.18,
-    "vary_one": 0.19,
-    "combine_two": 0.19,
+    "imitate": 0.22,
+    "vary_one": 0.22,
+    "combine_two": 0.22,
     "contrast": 0.2,
-    "imitate_best": 0.08,
-    "reshape": 0.12,
+    "imitate_best": 0.04,
+    "reshape": 0.06,
 }
 # How often a lesson whose texts have attributes asks for them.
-_ATTRIBUTES_CHANCE = 0.25
+_ATTRIBUTES_CHANCE = 0.08
 # Of this many candidates, the one most like its sources becomes the target of a strategy that has them; and
 # of "reshape" the one whose length differs most.
 _CANDIDATES = 4
+
+
+def mix() -> dict[str, float]:
+    """How often a lesson is of each strategy, and asks for attributes: for caches of what was taught."""
+    return {**_CHANCE, "attributes": _ATTRIBUTES_CHANCE}
 
 
 @dataclasses.dataclass(frozen=True)
