@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import signal
 from collections import Counter
@@ -115,8 +116,10 @@ def test_every_kept_row_was_scored(scored):
     written = 3 * 40 + 40  # the base policy's batch, one round, two steps
     lost = [place for place in failed if place[0] in ("measure", "explore", "rollout")]
     assert int(state["tasks/0/buffer/seen"]) == written - len(lost)
-    # A strategy's sample without a score counts as its prompt's others do.
-    assert int(state["patterns/count"].sum()) == written
+    # A sample without a score counts for its strategy as its prompt's others do; a prompt without any does not.
+    places = collections.Counter((*place[:-1], place[-1] // 8) for place in lost)
+    whole = sum(count == 8 for count in places.values())
+    assert int(state["patterns/count"].sum()) == written - 8 * whole
 
 
 def test_the_key_is_in_no_file(scored):
