@@ -116,7 +116,7 @@ def test_every_kept_row_was_scored(scored):
     written = 3 * 40 + 40  # the base policy's batch, one round, two steps
     lost = [place for place in failed if place[0] in ("measure", "explore", "rollout")]
     assert int(state["tasks/0/buffer/seen"]) == written - len(lost)
-    # A sample without a score counts for its strategy as its prompt's others do; a prompt without any does not.
+    # A sample without a score counts as its prompt's others do, and a prompt without any not at all.
     places = collections.Counter((*place[:-1], place[-1] // 8) for place in lost)
     whole = sum(count == 8 for count in places.values())
     assert int(state["patterns/count"].sum()) == written - 8 * whole
