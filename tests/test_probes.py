@@ -8,6 +8,7 @@ import pytest
 import runs
 from runs import TASKS
 
+from streamsynth.learner.collect import write
 from streamsynth.policy.rollout import rollout
 from streamsynth.probe import probe
 from streamsynth.runtime import mesh as mesh_lib
@@ -28,7 +29,21 @@ def probed(setting, state):
         return probe(setting, state)
 
 
-def test_a_probe_is_recorded_and_counts_in_the_budget_and_leaves_the_rest_alone(third):
+@pytest.fixture
+def texts(monkeypatch):
+    """The texts of each probe, in the order in which they were written."""
+    found: list[tuple[str, ...]] = []
+
+    def recording(*arguments, **keywords):
+        written = write(*arguments, **keywords)
+        found.append(tuple(written.texts))
+        return written
+
+    monkeypatch.setattr("streamsynth.probe.write", recording)
+    return found
+
+
+def test_a_probe_is_recorded_and_counts_in_the_budget_and_leaves_the_rest_alone(third, texts):
     setting, state = third
     before = jax.device_get(state)
     # The first task was probed in the second turn; the second, at its end, has waited less.
@@ -48,7 +63,9 @@ def test_a_probe_is_recorded_and_counts_in_the_budget_and_leaves_the_rest_alone(
     later = after.replace(step=np.int32(state.step + 2), turn_step=np.int32(5 - 2))
     assert set(probed(setting, later)[1]) == {f"probe/{TASKS[1]}"}
     again = state.replace(step=np.int32(state.step + 2))
-    assert probed(setting, again)[1][name] != value  # other texts
+    assert set(probed(setting, again)[1]) == {name}
+    first, repeated, _, other = texts
+    assert first == repeated != other
 
 
 def test_only_every_so_many_steps_and_at_the_end_of_a_turn(third):
