@@ -5,7 +5,7 @@ python benchmarks/readme.py
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -114,16 +114,18 @@ def import_memory() -> str:
 def balance() -> str:
     """Our learner, quality alone and best of n on the tuning worlds, beside as many real texts."""
     found = json.loads((ROOT / "benchmarks" / "results" / "balance.json").read_text())
-    runs, real = found["runs"], found["real"]
+    runs, valid = found["runs"], found["valid"]
+    [first] = runs["narrower"]
 
-    def mean(variant: str, figure: Callable[[dict], float]) -> float:
-        return float(np.mean([figure(cell) for run in runs[variant].values() for cell in run["cells"]]))
+    def mean(variant: str, figure: Callable[[dict], float], seeds: Sequence[str] = ()) -> float:
+        chosen = [runs[variant][seed] for seed in seeds or runs[variant]]
+        return float(np.mean([figure(cell) for run in chosen for cell in run["cells"]]))
 
     def ratio_of(texts: str, metric: str) -> float:
         return float(
             np.mean(
                 [
-                    real[seed][cell["task"]][texts][metric] / cell[f"{metric}_before"]
+                    valid[seed][cell["task"]][texts][metric] / cell[f"{metric}_before"]
                     for seed, run in runs["learned"].items()
                     for cell in run["cells"]
                 ]
@@ -143,18 +145,23 @@ def balance() -> str:
         ]
     }
     named = {
-        "learner": "learned",
-        "learner, as first tried (one seed)": "narrower",
-        "quality alone": "quality_only",
+        "learner": ("learned", ()),
+        f"learner, seed {first} alone": ("learned", (first,)),
+        f"learner, as first tried (seed {first})": ("narrower", ()),
+        f"learner, three times the rate (seed {first})": ("faster", ()),
+        f"learner, pushed towards diversity (seed {first})": ("pushed", ()),
+        "quality alone": ("quality_only", ()),
     }
-    for name, variant in named.items():
+    for name, (variant, own) in named.items():
         keys = ("valid_after", "vendi_ratio", "distinct_2_ratio")
-        rows[name] = [mean(variant, lambda cell, key=key: cell[key]) for key in keys]
-        rows[name].append(mean(variant, lambda cell: cell["student"]["synthetic"]))
+        rows[name] = [mean(variant, lambda cell, key=key: cell[key], own) for key in keys]
+        rows[name].append(mean(variant, lambda cell: cell["student"]["synthetic"], own))
     rows["best of n, no learning"] = [
         *(None,) * 3,
         mean("best_of_n", lambda cell: cell["student"]["synthetic"]),
     ]
+    accepted = (ratio_of("accepted", metric) for metric in ("vendi", "distinct_2"))
+    rows["the base policy's valid texts alone"] = [1.0, *accepted, None]
     rows["real texts"] = [1.0, ratio_of("real", "vendi"), ratio_of("real", "distinct_2")]
     rows["real texts"].append(mean("learned", lambda cell: cell["student"]["real"]))
     rows["real texts of the more open frames"] = [
