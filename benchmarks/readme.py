@@ -148,8 +148,9 @@ def balance() -> str:
         "learner": ("learned", ()),
         f"learner, seed {first} alone": ("learned", (first,)),
         f"learner, as first tried (seed {first})": ("narrower", ()),
-        f"learner, three times the rate (seed {first})": ("faster", ()),
-        f"learner, pushed towards diversity (seed {first})": ("pushed", ()),
+        f"learner, alpha up to 8, two thirds of the rate (seed {first})": ("before", ()),
+        f"learner, alpha up to 8, twice the rate (seed {first})": ("faster", ()),
+        f"learner, alpha up to 32, twice the rate, 24 steps (seed {first})": ("pushed", ()),
         "quality alone": ("quality_only", ()),
     }
     for name, (variant, own) in named.items():
