@@ -30,8 +30,8 @@ VARIANTS = {
     "quality_only": "configs/baselines/quality_only.py",
     "best_of_n": "configs/baselines/best_of_n.py",
 }
-# Other settings of the quickstart that were tried, on the first seed alone: the first ones; those before the
-# present ones; these with faster learning; and with three times the steps by reward, mostly paid for diversity.
+# Other settings of the quickstart that were tried, on the first seed alone: the first ones, those before the
+# present ones, these with faster learning, and three times the steps by reward, mostly paid for diversity.
 _BEFORE = {"optimizer.learning_rate": 4e-4, "balance.factor": 1.1, "balance.alpha_max": 8.0}
 TRIED = {
     "narrower": {
