@@ -32,7 +32,12 @@ VARIANTS = {
 }
 # Other settings of the quickstart that were tried, on the first seed alone: the first ones, those before the
 # present ones, these with faster learning, and three times the steps by reward, mostly paid for diversity.
-_BEFORE = {"optimizer.learning_rate": 4e-4, "balance.factor": 1.1, "balance.alpha_max": 8.0}
+_BEFORE = {
+    "optimizer.learning_rate": 4e-4,
+    "balance.factor": 1.1,
+    "balance.alpha": 2.0,
+    "balance.alpha_max": 8.0,
+}
 TRIED = {
     "narrower": {
         **_BEFORE,
@@ -47,6 +52,7 @@ TRIED = {
         "optimizer.learning_rate": 1.2e-3,
         "learner.steps": 24,
         "balance.factor": 1.3,
+        "balance.alpha": 2.0,
         "balance.alpha_max": 32,
     },
 }

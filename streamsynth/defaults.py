@@ -108,9 +108,9 @@ def default_config() -> ConfigDict:
                 max_tokens=8,  # of its answer
             ),
             balance=dict(
-                alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn
+                alpha=1.0,  # where the weight of diversity, against that of quality, starts in each turn
                 eta=5.0,  # step of the dual ascent
-                alpha_max=2.0,  # more lowers quality and hardly raises diversity
+                alpha_max=1.0,  # more lowers quality and hardly raises diversity
                 target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
                 factor=1.0,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
