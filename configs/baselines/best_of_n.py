@@ -5,8 +5,8 @@
 Nothing is learned. A label's rows are chosen greedily by the log-volume that sqrt(quality) times their n-gram
 features add; as many as the evaluation's student is trained on. As many batches are written as with learning.
 
-Arguments and hardware are the quickstart's: 2 CPU cores are enough. Measured on the tuning worlds, means over five
-seeds (benchmarks/balance.py): students on its data sets reach 0.85, on as many base rows 0.60.
+Arguments and hardware are the quickstart's: 2 CPU cores are enough. Measured on the tuning worlds, means over
+five seeds (benchmarks/balance.py): students on its data sets reach 0.85, on as many base rows 0.60.
 """
 
 from streamsynth.config import base
