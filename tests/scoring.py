@@ -124,11 +124,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
             server.requests.append((text, self.path, dict(self.headers), request))
             server.busy += 1
             server.busiest = max(server.busiest, server.busy)
+        self.answering = True
         try:
             self._answer(text, again)
         finally:
-            with server.lock:
-                server.busy -= 1
+            self._answered()
+
+    def _answered(self) -> None:
+        """Before the answer goes out: who has it may ask again at once."""
+        with self.server.lock:
+            self.server.busy -= self.answering
+        self.answering = False
 
     def _answer(self, text: str, again: bool) -> None:
         first = not ("once" in text and again)
@@ -159,6 +165,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self._send(200, json.dumps(body).encode(), {})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+        self._answered()
         self.send_response(status)
         for name, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
