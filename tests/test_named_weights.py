@@ -150,6 +150,7 @@ def test_the_exported_policy_in_transformers(run, folders, tmp_path):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_weights_have_moved_and_stops_where_they_have_changed(run, folders, tmp_path):
     workdir = shutil.copytree(run[0], tmp_path / "run")
     moved = shutil.copytree(folders[0], tmp_path / "moved")
@@ -172,6 +173,7 @@ def test_a_run_goes_on_where_its_weights_have_moved_and_stops_where_they_have_ch
         api.train(config_of((moved, folders[1]), **longer), workdir)
 
 
+@pytest.mark.slow
 def test_a_new_stream_starts_from_the_merged_policy(run, folders, tmp_path):
     config = config_of(folders, stream__tasks=f"files:{folders[1]}/amazon5", learner__steps="0")
     api.train(config, tmp_path / "next", init_from=run[0])
