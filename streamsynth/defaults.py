@@ -108,11 +108,11 @@ def default_config() -> ConfigDict:
                 max_tokens=8,  # of its answer
             ),
             balance=dict(
-                alpha=1.0,  # where the weight of diversity, against that of quality, starts in each turn
+                alpha=2.0,  # where the weight of diversity, against that of quality, starts in each turn
                 eta=5.0,  # step of the dual ascent
-                alpha_max=1.0,  # more lowers quality and hardly raises diversity
+                alpha_max=8.0,  # less gives more quality and less diversity
                 target="base",  # whose diversity is held; or "policy" (at the turn's start), "examples"
-                factor=1.0,  # of the effective number of different texts (the statistic is its logarithm)
+                factor=1.1,  # of the effective number of different texts (the statistic is its logarithm)
                 weighted=False,  # measure diversity over all that passes the gates; True weighs by quality
                 neutral=True,  # pay novelty that quality does not explain; False: plain credit
                 batches=4,  # that measure the target; what is kept of them is tuned to
@@ -152,7 +152,7 @@ def default_config() -> ConfigDict:
                 cloning_weight=0.0,
                 chunk=1024,  # positions whose logits exist at one time
             ),
-            optimizer=optimizer(learning_rate=6e-4),
+            optimizer=optimizer(learning_rate=4e-4),
             supervised=dict(  # how a turn starts: tuning to the examples and to what is kept of a first go
                 rounds=2,  # of writing, choosing and tuning
                 batches=12,  # that are written in a round
