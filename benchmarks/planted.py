@@ -2,8 +2,8 @@
 
     python benchmarks/planted.py
 
-Runs the experiments of tests/test_planted_strategy.py and tests/test_hackable_judge.py, twenty seeds each, and
-writes benchmarks/results/planted.json.
+Runs the experiments of tests/test_planted_strategy.py and tests/test_hackable_judge.py, twenty seeds each,
+and writes benchmarks/results/planted.json.
 """
 
 import json
