@@ -27,6 +27,7 @@
 # the same line joins it again. A run starts again when its slice is gone, or when it ends with exit code 75
 # (it was told to stop, and has saved); any other failure ends it. Slices stay, and cost, until `delete`.
 # For slices of several hosts gcloud wants the ssh key in the agent: ssh-add ~/.ssh/google_compute_engine
+# shellcheck disable=SC2329 # functions that are called by their name in a variable
 set -euo pipefail
 export CLOUDSDK_CORE_DISABLE_PROMPTS=1
 exec 3>&1 # a dry run prints here, also from within $(...)
@@ -117,7 +118,7 @@ ensure_slice() {
   local state last=""
   while :; do
     state=$(slice_state) || return
-    [[ "$state" == "$last" || "$state" == READY ]] || say "$name is $state"
+    [[ "$state" == "$last" || "$state" == MISSING ]] || say "$name is $state"
     last="$state"
     case "$state" in
       READY) return ;;
@@ -129,9 +130,11 @@ ensure_slice() {
   done
 }
 
-# gcloud reaches all workers at the same time, waits for all, and exits with the first exit code above 0.
+# gcloud reaches all workers at the same time, waits for all, and exits with the first exit code above 0. A VM
+# that is gone does not hang up, so ssh has to ask; gcloud then tries ten times to get there again.
 on_workers() {
-  call compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" --command="$2"
+  call compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" --ssh-flag=-oConnectTimeout=20 \
+    --ssh-flag=-oServerAliveInterval=20 --command="$2"
 }
 
 # The head of what a worker is told: the words of the streamsynth command, and whether one is going on.
@@ -241,34 +244,31 @@ take_command() {
   words+=("--workdir=$folder")
 }
 
-# The exit code that a worker's script comes to; $2 if gcloud found no way to it.
-judge() {
-  local state
-  case "$1" in 0 | 2 | "$again") return "$1" ;; esac
+# Calls what runs on the workers, and returns the exit code that it comes to; $1 if gcloud found no way there.
+reach() {
+  local no_way="$1" status=0 state
+  shift
+  "$@" || status=$?
+  case "$status" in 0 | 2 | "$again") return "$status" ;; esac
   state=$(slice_state) || return
   if [[ "$state" == READY ]] && ((restarts > 0)); then
     sleep 30 # a command may fail a moment before its slice is known to be gone
     state=$(slice_state) || return
   fi
   [[ "$state" == READY ]] || return "$again"
-  case "$1" in
-    1 | 255) return "$2" ;;
+  case "$status" in
+    1 | 255) return "$no_way" ;;
     "$failed") return 1 ;;
-    *) return "$1" ;;
+    *) return "$status" ;;
   esac
 }
 
 attempt() {
-  local status=0
   ensure_slice || return
-  if [[ -z "$set_up" ]]; then
-    setup_slice || status=$?
-    judge "$status" "$gcloud_failed" || return
-    set_up=1
-  fi
+  [[ -n "$set_up" ]] || reach "$gcloud_failed" setup_slice || return
+  set_up=1
   say "$name: streamsynth ${words[*]}"
-  on_workers all "$(run_script)" || status=$?
-  judge "$status" "$again"
+  reach "$again" on_workers all "$(run_script)"
 }
 
 # Runs `words` to their end, over as many slices as that takes. Beside the run lies this whole line, one word
@@ -315,7 +315,6 @@ each_slice() {
   return "$status"
 }
 
-# shellcheck disable=SC2329 # each_slice calls it
 # Every slice takes the next command that none has taken yet; a slice that is at fault takes no more.
 sweep_slice() {
   local job
@@ -361,13 +360,14 @@ parse() {
       --dry-run) dry_run=1 ;;
       --spot | --queued | --follow) printf -v "${1#--}" 1 ;;
       --fetch=gs://?*/?*) fetch+=("${1#*=}") ;;
+      --fetch=*) fail "$1 is no folder in a bucket, such as --fetch=gs://BUCKET/weights." ;;
       --slices=*[!0-9]* | --restarts=*[!0-9]* | --slices=0) fail "$1 has to be a whole number." ;;
       --type=*[!0-9]) fail "$1 is no accelerator type, such as v5litepod-8 or v5p-16." ;;
       --name=?* | --zone=?* | --type=*-* | --project=?* | --image=?* | --workdir=?* | --worker=?* | \
         --slices=?* | --restarts=?*)
         printf -v "$(cut -d= -f1 <<<"${1#--}")" %s "${1#*=}"
         ;;
-      *) fail "$1 is no option that can be read; see the head of this file." ;;
+      *) fail "$1 is no option, or one without its value; see the head of this file." ;;
     esac
     case "$1" in --workdir=* | --slices=* | --dry-run) ;; *) given+=("$1") ;; esac
     shift

@@ -10,79 +10,24 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from cloud import ROOT, SCRIPT, STAND_IN, Cloud, make_tree, plain, printed
 
-ROOT = Path(__file__).resolve().parent.parent
-SCRIPT = "launch_tpu.sh"
-STAND_IN = ROOT / "tests" / "gcloud.sh"
 SLICE = ("--name=synth", "--zone=us-west4-a", "--type=v5litepod-8")
 POD = ("--name=synth", "--zone=us-west4-a", "--type=v5p-16")  # two hosts
 WORKDIR = "--workdir=gs://bucket/runs/a b"
 COMMAND = ("--", "train", "--config=configs/quickstart.py", "--config.note=two words")
 
 
-class Cloud:
-    """The folder of the stand-in, what is asked of it, and the working tree that the script is started in."""
-
-    def __init__(self, folder: Path, tree: Path):
-        self.folder = folder
-        self.tree = tree
-        for name in ("bin", "bucket", "states"):
-            (folder / name).mkdir(parents=True)
-        for name in ("gcloud", "curl", "python3", "sleep", "streamsynth", "uv"):
-            (folder / "bin" / name).symlink_to(STAND_IN)
-
-    def start(self, *arguments: str) -> subprocess.Popen:
-        env = {**os.environ, "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "CLOUD": str(self.folder)}
-        command = ["bash", str(self.tree / SCRIPT), *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
-
-    def launch(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess:
-        with self.start(*arguments) as started:
-            out, error = started.communicate(text, timeout=120)
-        return subprocess.CompletedProcess(arguments, started.returncode, out, error)
-
-    def write(self, name: str, text: str) -> None:
-        (self.folder / name).write_text(text)
-
-    def lines(self, name: str) -> list[str]:
-        file = self.folder / name
-        return file.read_text().splitlines() if file.exists() else []
-
-    def state(self, kind: str, name: str) -> str | None:
-        return next(iter(self.lines(f"states/{kind}.{name}")), None)
-
-    def calls(self) -> list[list[str]]:
-        file = self.folder / "calls"
-        return commands(file.read_text()) if file.exists() else []
-
-    def verbs(self) -> list[str]:
-        """What was asked, in short; what a slice's state is counts once however often it was asked."""
-        names = []
-        for call in self.calls():
-            kind, verb = call[:2] if call[0] == "storage" else call[2:4]
-            names += [f"{verb} {kind}"] if not (names and names[-1] == f"{verb} {kind}") else []
-        return names
-
-
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """A small working tree: a file of each kind that matters to what is copied."""
-    tree = tmp_path_factory.mktemp("tree")
-    shutil.copy(ROOT / SCRIPT, tree)
-    (tree / "configs").mkdir()
-    files = {"configs/a b.py": "", "deleted.py": "", ".gitignore": "ignored\n", "ignored": "", "new.py": ""}
-    for name, text in files.items():
-        (tree / name).write_text(text)
-    subprocess.run(["git", "init", "--quiet"], cwd=tree, check=True)
-    subprocess.run(["git", "add", SCRIPT, "configs", "deleted.py", ".gitignore"], cwd=tree, check=True)
-    (tree / "deleted.py").unlink()
-    return tree
+    return make_tree(tmp_path_factory.mktemp("tree"))
 
 
 @pytest.fixture
@@ -90,29 +35,10 @@ def cloud(tmp_path, tree) -> Cloud:
     return Cloud(tmp_path / "cloud", tree)
 
 
-def commands(text: str) -> list[list[str]]:
-    """Commands from words that end with \\0, and commands with \\1\\0."""
-    return [command.strip("\0").split("\0") for command in text.split("\1\0")[:-1]]
-
-
-def printed(text: str) -> list[list[str]]:
-    """The commands of a dry run, each on one line in the shell's own quoting."""
-    script = """while IFS= read -r line; do eval "set -- $line"; printf '%s\\0' "$@" $'\\1'; done"""
-    words = subprocess.run(["bash", "-c", script], input=text, capture_output=True, text=True, check=True)
-    assert all(command[0] == "gcloud" for command in commands(words.stdout))
-    return [command[1:] for command in commands(words.stdout)]
-
-
-def plain(calls: list[list[str]]) -> list[list[str]]:
-    """Without what differs from start to start: the folder of the packed tree, and the id of a run."""
-    for pattern, plainly in {r"^/\S*/(\w+.tar.gz)$": r"\1", r"(?m)^id=\S+$": "id"}.items():
-        calls = [[re.sub(pattern, plainly, word) for word in words] for words in calls]
-    return calls
-
-
 def test_shellcheck_finds_nothing():
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    command = [found, ROOT / SCRIPT, STAND_IN]
+    assert found, "no shellcheck: install the extra `test`"
+    command = [found, SCRIPT, STAND_IN]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout + done.stderr == ""
 
@@ -149,14 +75,15 @@ def test_the_calls_of_a_run(cloud):
     place = ["--zone=us-west4-a", "--project=p"]
     assert remember == ["storage", "cp", "-", "gs://bucket/runs/a b/launch.txt"]
     assert look == again == [*vm, "describe", "synth", *place, "--format=value(state)"]
+    alive = ["--ssh-flag=-oConnectTimeout=20", "--ssh-flag=-oServerAliveInterval=20"]
     kind = ["--accelerator-type=v5litepod-8", "--version=v2-alpha-tpuv5-lite"]
     assert create == [*vm, "create", "synth", *place, *kind, "--spot"]
     assert copy == [*vm, "scp", "synth.tar.gz", "synth:streamsynth.tar.gz", *place, "--worker=all"]
-    assert setup[:-1] == train[:-1] == [*vm, "ssh", "synth", *place, "--worker=all"]
+    assert setup[:-1] == train[:-1] == [*vm, "ssh", "synth", *place, "--worker=all", *alive]
     assert '".[tpu,gcs]"' in setup[-1]
     copied = cloud.folder / "home" / "synth" / "0" / "streamsynth"
     files = {str(file.relative_to(copied)) for file in copied.rglob("*") if file.is_file()}
-    assert files == {SCRIPT, "configs/a b.py", ".gitignore", "new.py"}
+    assert files == {SCRIPT.name, "configs/a b.py", ".gitignore", "new.py"}
     assert shlex.split(cloud.lines("ran")[0]) == ["synth/0", *COMMAND[1:], WORKDIR]
     assert "turn 1 of" in done.stdout
 
@@ -171,7 +98,7 @@ def test_the_calls_for_a_place_in_the_queue(cloud):
     vm = ["compute", "tpus", "tpu-vm", "describe", "synth", "--zone=us-west4-a", "--format=value(state)"]
     assert cloud.calls() == [look, create, look, look, look, look, vm]
     said = [line.split()[-1] for line in done.stderr.splitlines() if " is " in line]
-    assert said == ["MISSING", "WAITING_FOR_RESOURCES", "PROVISIONING"]  # each once
+    assert said == ["WAITING_FOR_RESOURCES", "PROVISIONING", "READY"]  # each once
     assert cloud.lines("slept") == ["30"] * 3
     assert cloud.launch("create", *POD, "--spot", "--queued").returncode == 0
     assert len(cloud.calls()) == 7 + 2  # there already
@@ -192,18 +119,18 @@ def test_setup_copies_the_tree_and_folders_of_the_bucket_to_all_workers(cloud):
     assert done.returncode == 2 and "the working tree has a configs of its own" in done.stderr
 
 
-def test_a_preempted_run_goes_on_in_a_new_slice(cloud):
-    cloud.write("plan", "preempt\nterminate\n")
+def test_a_run_goes_on_whatever_becomes_of_its_slice(cloud):
+    cloud.write("plan", "preempt\nvanish\nterminate\n")
     done = cloud.launch("run", *SLICE, "--spot", WORKDIR, *COMMAND)
     assert done.returncode == 0, done.stderr
-    assert cloud.lines("bucket/bucket/runs/a b/journal") == ["turn"] * 3
-    assert "turn 1 of" in done.stdout and "saved" in done.stdout and "turn 3 of" in done.stdout
-    look, vm = "describe tpu-vm", "ssh tpu-vm"
-    made = [look, "create tpu-vm", look, "scp tpu-vm", vm]
-    lost = [look, "describe queued-resources", look, "delete tpu-vm"]
-    # The third start finds the slice as it was: exit code 75 alone asks for no new one.
-    assert cloud.verbs() == ["cp storage", *made, *lost, *made, look, vm]
-    assert cloud.lines("slept") == ["30", "60"]  # before the second and the third start
+    assert cloud.lines("bucket/bucket/runs/a b/journal") == ["turn"] * 4
+    assert "turn 1 of" in done.stdout and "saved" in done.stdout and "turn 4 of" in done.stdout
+    look, start = "describe tpu-vm", "ssh tpu-vm"
+    made = [look, "create tpu-vm", look, "scp tpu-vm", start]
+    preempted = [look, "describe queued-resources", look, "delete tpu-vm"]
+    # Exit code 75 alone asks for no new slice.
+    assert cloud.verbs() == ["cp storage", *made, *preempted, *made, *made, look, start]
+    assert cloud.lines("slept") == ["30", "60", "120"]  # before the second, third and fourth start
 
 
 def test_a_preempted_place_in_the_queue_is_taken_anew(cloud):
@@ -366,6 +293,24 @@ def test_a_sweep_goes_on_after_a_failure_and_names_it(cloud):
     assert "2 of 3 commands are finished." in done.stderr
 
 
+def test_ctrl_c_ends_a_sweep_here_and_lets_its_slices_go_on(cloud):
+    cloud.write("plan", "hang\n" * 2)
+    with cloud.start("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket") as started:
+        started.stdin.write("train --config=c --workdir=a\ntrain --config=c --workdir=b\n")
+        started.stdin.close()
+        shown = ""
+        while shown.count("turn 1 of") < 2:
+            shown += started.stdout.readline()
+        started.send_signal(signal.SIGINT)
+        started.stdout.read()  # ends when all that may write there has ended
+        assert started.wait(20) == 130
+    status = [cloud.folder / "home" / f"synth-{n}" / "0" / "run" / "status" for n in (1, 2)]
+    assert not any(file.exists() for file in status)
+    cloud.write("go", "")
+    while not all(file.exists() for file in status):
+        time.sleep(0.05)
+
+
 RUN = ("run", *SLICE)
 
 
@@ -389,7 +334,7 @@ RUN = ("run", *SLICE)
         ((*RUN, "--restarts=-1", *COMMAND), "--restarts=-1 has to be a whole number"),
         (("create", *SLICE, "--slices=0"), "--slices=0 has to be a whole number"),
         ((*RUN, "--slices=2", WORKDIR, *COMMAND), "run is for one slice"),
-        (("setup", *SLICE, "--fetch=weights"), "--fetch=weights is no option"),
+        (("setup", *SLICE, "--fetch=weights"), "--fetch=weights is no folder in a bucket"),
         (("setup", *SLICE, *COMMAND), "setup takes no command"),
         (("run", *POD, WORKDIR, "--", "export"), "export runs on one host"),
         (("resume", "--workdir=gs://bucket/none"), "--workdir=gs://bucket/none: no run was started there"),
