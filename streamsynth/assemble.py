@@ -30,6 +30,7 @@ from streamsynth.policy.families import own_config
 from streamsynth.policy.lora import adapter_axes, init_adapter, merge
 from streamsynth.policy.store import Policy
 from streamsynth.policy.transformer import logical_axes
+from streamsynth.runtime import arrays
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.formats import make_format
@@ -211,7 +212,7 @@ def assemble(
         adapter = init_adapter(network.lora, policy.params, purpose_key(config.seed, "adapter"))
         axes = adapter_axes(network.lora, logical_axes(network))
         adapter_shardings = mesh_lib.param_shardings(adapter, axes, mesh)
-        initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
+        initial, frozen = {"lora": arrays.place(adapter, adapter_shardings)}, policy.variables
     batch = mesh_lib.batch_sharding(mesh)
     encoder = load_encoder(f.encoder) if _asks_for_encoder(f) else None
     scorers = scorer_specs.make_scorers(config, scores)
@@ -245,7 +246,7 @@ def assemble(
         scheduler=_scheduler(config),
         patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),
         experience=experience,
-        place=lambda tree: jax.device_put(tree, batch),
+        place=arrays.Placement(batch),
     )
 
 
@@ -346,7 +347,7 @@ def on_mesh(setting: Setting, state: RunState) -> RunState:
 
     def place(leaf: Any) -> jax.Array:
         placed = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-        return leaf if placed else jax.device_put(leaf, everywhere)
+        return leaf if placed else arrays.put(leaf, everywhere)
 
     parts = ("opt_state", "tasks", "spread", "balance")
     return state.replace(**{name: jax.tree.map(place, getattr(state, name)) for name in parts})

@@ -216,6 +216,9 @@ def default_config() -> ConfigDict:
                 ),
             ),
             checkpoint=dict(every=50, keep=2),
+            hosts=dict(  # of a run of several processes
+                stall_seconds=600.0,  # without progress, after which each prints where its threads are
+            ),
             cache_dir="",  # of base policies; empty takes the user's cache folder
         )
     ).lock()

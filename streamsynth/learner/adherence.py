@@ -15,6 +15,7 @@ import numpy as np
 from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array
+from streamsynth.runtime import arrays
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import PromptFormat
 from streamsynth.tasks.attributes import Attribute
@@ -59,7 +60,7 @@ def adherence(
             _loglikelihood(model, base, form, task, attribute, v, label[::samples], tokens, mask, chunk)
             for v in range(len(attribute.values))
         ]
-        posterior = np.asarray(jax.nn.softmax(np.stack(read, axis=1), axis=1))
+        posterior = arrays.fetch(jax.nn.softmax(np.stack(read, axis=1), axis=1))
         found.append(posterior[np.arange(len(asked)), asked])
     return np.mean(found, axis=0, dtype=np.float32)
 
@@ -81,4 +82,4 @@ def _loglikelihood(
     wanted = [f"{attribute.name}: {attribute.values[value].name}"]
     rows = [form.prompt(task.brief, strategy, task.labels[k], (), (), wanted)[0] for k in label]
     prompts = form.pad_prompts(rows, label, np.full(len(rows), strategy))
-    return np.asarray(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, chunk=chunk).sum(-1))
+    return arrays.fetch(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, chunk=chunk).sum(-1))
