@@ -31,6 +31,7 @@ from streamsynth.policy.huggingface.adapters import save_adapter
 from streamsynth.policy.huggingface.architectures import check_whole
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.store import Policy, has_policy, save_policy
+from streamsynth.runtime import hosts
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.files import as_path, atomic_write, is_local
 from streamsynth.stream import patterns
@@ -62,13 +63,13 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     """
     start = time.monotonic()
     assemble_lib.check(config)
+    hosts.watch(config.hosts.stall_seconds)
     scorer_specs.probe(config)
     place = Workdir(workdir, config.checkpoint.keep, config.checkpoint.asynchronous)
-    place.check(config)
+    # Asked by the process that writes, before it does: to the others the folder may look half written.
+    begun = hosts.from_first("what the workdir holds", lambda: _begun(place, config, init_from))
     tasks = assemble_lib.load_tasks(config)
-    if has_policy(place.policy):
-        if init_from is not None and place.experience() is None:
-            raise UserError(f"{place.path} holds a run that began without --init_from: leave it out.")
+    if begun:
         policy = weights_lib.stored_policy(config, place.policy)
         place.write_config(config)
     else:
@@ -80,7 +81,11 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
         place.write_config(config)
         if init_from is not None:
             place.write_experience(learned)
-        save_policy(place.policy, policy)
+        if policy is not None:
+            save_policy(place.policy, policy)
+        hosts.wait("the policy is written")
+        if policy is None:  # pretrained by the first process alone
+            policy = weights_lib.stored_policy(config, place.policy)
     tasks = _with_attributes(config, place, tasks, policy)
     pretrained = time.monotonic()
     setting, state = train_lib.train(config, place, tasks, policy)
@@ -92,8 +97,22 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
         "summary": time.monotonic() - trained,
     }
     summary["commit"] = _commit()
-    atomic_write(place.path / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
-    return report_lib.write(place.path)
+    place.write("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+    return hosts.from_first("the report", lambda: report_lib.write(place.path))
+
+
+def _begun(place: Workdir, config: ConfigDict, init_from: Path | None) -> bool:
+    """Whether there is a run to go on with.
+
+    Raises:
+      UserError: as `Workdir.check`, or there is one that began otherwise.
+    """
+    place.check(config)
+    if not has_policy(place.policy):
+        return False
+    if init_from is not None and place.experience() is None:
+        raise UserError(f"{place.path} holds a run that began without --init_from: leave it out.")
+    return True
 
 
 def synthesize(workdir: Path, task: str, rows: int, output: Path) -> dict[str, Any]:
@@ -120,6 +139,8 @@ def evaluate(workdir: Path) -> dict[str, dict[str, Any]]:
     for index, task in enumerate(setting.tasks):
         with mesh_lib.use(setting.mesh):
             cells[task.name] = cell = train_lib.evaluate_task(setting, state.params, index)
+        if not hosts.first():
+            continue
         valid = "" if cell["valid"] is None else f", valid {cell['valid']:.3f}"
         if cell["score"] == "accuracy":
             print(f"{task.name}: student {cell['accuracy']:.3f} on {cell['rows']} rows{valid}")
@@ -208,6 +229,7 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     except UserError:  # a run may be read on other devices than it was trained on
         config.mesh = default_config().mesh
     assemble_lib.check(config)
+    hosts.watch(config.hosts.stall_seconds)
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
     tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]

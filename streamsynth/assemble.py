@@ -31,6 +31,7 @@ from streamsynth.policy.families import own_config
 from streamsynth.policy.lora import init_adapter, merge
 from streamsynth.policy.placement import check_network, optimizer_shardings, variable_shardings
 from streamsynth.policy.store import Policy
+from streamsynth.runtime import arrays
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.formats import make_format
@@ -256,7 +257,7 @@ def assemble(
         scheduler=_scheduler(config),
         patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),
         experience=experience,
-        place=lambda tree: jax.device_put(tree, batch),
+        place=arrays.Placement(batch),
     )
 
 
@@ -362,7 +363,7 @@ def on_mesh(setting: Setting, state: RunState) -> RunState:
 
     def place(leaf: Any) -> jax.Array:
         placed = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-        return leaf if placed else jax.device_put(leaf, everywhere)
+        return leaf if placed else arrays.put(leaf, everywhere)
 
     parts = ("opt_state", "tasks", "spread", "balance")
     return state.replace(**{name: jax.tree.map(place, getattr(state, name)) for name in parts})

@@ -221,6 +221,9 @@ def default_config() -> ConfigDict:
                 keep=2,  # the last ones; from 2 on, a damaged one costs no run
                 asynchronous=True,  # steps go on while a checkpoint is written
             ),
+            hosts=dict(  # of a run of several processes
+                stall_seconds=600.0,  # without progress, after which each prints where its threads are
+            ),
             cache_dir="",  # of base policies; empty takes the user's cache folder
         )
     ).lock()

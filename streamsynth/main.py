@@ -6,16 +6,21 @@
     streamsynth report --workdir=DIR
     streamsynth export --workdir=DIR --output=DIR [--adapter]
 
-What the user can mend ends with exit code 2 and one sentence on standard error.
+On several hosts the same command starts on each of them, with `--distributed` where JAX detects who they are
+(Cloud TPU, Slurm, Open MPI), or with `--coordinator=HOST:PORT --processes=N --process_id=I`.
+
+What the user can mend ends with exit code 2 and one sentence on standard error. A run that SIGTERM stopped
+has saved and ends with exit code 75: the same command continues it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 
-from streamsynth.errors import UserError
+from streamsynth.errors import Stopped, UserError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,7 +40,13 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(
                 f"--config.{next(iter(overrides))}: {verb} takes no config; it uses the workdir's."
             )
-        _VERBS[verb](arguments, overrides)
+        with _processes(arguments):
+            _VERBS[verb](arguments, overrides)
+    except Stopped as stopped:
+        from streamsynth.runtime import hosts
+
+        print(f"streamsynth: {stopped}", file=sys.stderr)
+        return hosts.STOPPED
     except UserError as error:
         print(f"streamsynth: error: {error}", file=sys.stderr)
         return 2
@@ -52,6 +63,26 @@ def run() -> None:
     sys.exit(main(sys.argv[1:]))
 
 
+def _processes(arguments: dict) -> contextlib.AbstractContextManager:
+    """Takes the flags that name the processes of a run out of the arguments; within it they are joined."""
+    detected = arguments.pop("distributed", False)
+    names = ("coordinator", "processes", "process_id")
+    flags = {name: arguments.pop(name, None) for name in names}
+    missing = [name for name in names if flags[name] is None]
+    if not detected and len(missing) == len(names):
+        return contextlib.nullcontext()
+    if not detected and missing:
+        raise UserError(
+            f"--{missing[0]} is not given: name the processes by --coordinator, --processes and "
+            "--process_id, or by --distributed alone."
+        )
+    if detected and len(missing) < len(names):
+        raise UserError("--distributed detects the processes: leave it out, or --coordinator and the others.")
+    from streamsynth.runtime import hosts
+
+    return hosts.together(**flags)
+
+
 # What the verbs do is imported where it is done, so that --help and a typing mistake need no JAX.
 
 
@@ -61,8 +92,10 @@ def _train(arguments: dict, overrides: dict[str, str]) -> None:
     resolved = config.load(arguments["config"], overrides)  # before JAX is imported: mistakes come at once
 
     from streamsynth import api
+    from streamsynth.runtime import hosts
 
-    api.train(resolved, arguments["workdir"], init_from=arguments["init_from"])
+    with hosts.stop_on_sigterm():
+        api.train(resolved, arguments["workdir"], init_from=arguments["init_from"])
 
 
 def _synthesize(arguments: dict, overrides: dict[str, str]) -> None:
@@ -116,6 +149,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
         return sub
 
+    def add_processes(sub: argparse.ArgumentParser) -> None:
+        several = sub.add_argument_group("on several hosts", "start the same command on each of them")
+        several.add_argument(
+            "--distributed", action="store_true", help="on a Cloud TPU slice, or under Slurm or Open MPI"
+        )
+        several.add_argument(
+            "--coordinator", metavar="HOST:PORT", help="elsewhere: of process 0, a free port"
+        )
+        several.add_argument("--processes", type=_positive, metavar="N", help="how many there are")
+        several.add_argument("--process_id", type=_natural, metavar="I", help="which one this is, from 0")
+
     train = add("train", "Trains over the stream of a config; on a workdir that has a run, continues it.")
     train.add_argument(
         "--config",
@@ -127,13 +171,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--init_from", metavar="DIR", help="a finished run whose experience a new stream starts with"
     )
+    add_processes(train)
     synthesize = add("synthesize", "Writes a data set for a task with a trained policy.")
     synthesize.add_argument("--task", required=True, help="a task of the run, or a spec such as files:DIR")
     synthesize.add_argument("--rows", required=True, type=_positive, help="how many rows to write")
     synthesize.add_argument(
         "--output", required=True, metavar="DIR", help="the folder for train.jsonl and its card"
     )
-    add("evaluate", "Evaluates the policy of a run on every task of its stream.")
+    add_processes(synthesize)
+    add_processes(add("evaluate", "Evaluates the policy of a run on every task of its stream."))
     add("report", "Writes the report of a run anew.")
     export = add("export", "Writes the trained policy as a Hugging Face folder.")
     export.add_argument("--output", required=True, metavar="DIR", help="the folder for model and tokenizer")
@@ -141,6 +187,12 @@ def _parser() -> argparse.ArgumentParser:
         "--adapter", action="store_true", help="write the LoRA adapter alone, as PEFT keeps it"
     )
     return parser
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
+    return int(text)
 
 
 def _positive(text: str) -> int:

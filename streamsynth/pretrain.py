@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from streamsynth.errors import UserError
+from streamsynth.errors import Stopped, UserError
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner import lessons
 from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
@@ -26,6 +26,7 @@ from streamsynth.policy.families import choices, own_config
 from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
 from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
 from streamsynth.policy.transformer import Transformer, init_params
+from streamsynth.runtime import hosts
 from streamsynth.runtime.progress import Progress
 from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
@@ -100,6 +101,12 @@ def _train(config: Any, model: Transformer, tokenizer: MarkerTokenizer, tasks: S
                 done = (step + 1) - logged
                 logged += done
                 progress.advance(done, nll=float(metrics["nll/completion"]))
+                if hosts.stop_asked_here():
+                    raise Stopped(
+                        "stopped by SIGTERM while pretraining, of which nothing is saved; the same command "
+                        "starts it again.",
+                        agreed=False,
+                    )
     return params["params"]
 
 

@@ -22,6 +22,7 @@ from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import RunState, TaskState
 from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
+from streamsynth.runtime import arrays
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
 from streamsynth.stream.patterns import STRATEGIES
@@ -201,7 +202,7 @@ def updated(
 
 def _elsewhere(past: Sequence[TaskState], width: int, others: float) -> np.ndarray:
     """[D, D] float32: what past tasks kept, as it counts under every label of this turn's task."""
-    kept = [np.asarray(_kept_of(task.archive)) for task in past]
+    kept = [arrays.fetch(_kept_of(task.archive)) for task in past]
     return others * np.sum([np.zeros((width, width), np.float32), *kept], axis=0)
 
 
@@ -247,7 +248,7 @@ def _recorded(setting: Setting, state: patterns.State, turn: int, sampled: Sampl
     A sample without a score counts as the mean of its prompt's others, and a prompt without any not at all.
     """
     group = setting.config.rollout.samples
-    earned = np.where(sampled.scored.scores.scored, np.asarray(sampled.assessment.earned), np.nan)
+    earned = np.where(sampled.scored.scores.scored, arrays.fetch(sampled.assessment.earned), np.nan)
     earned = earned.reshape(-1, group)
     there = np.isfinite(earned).any(axis=1)
     if not there.any():
@@ -270,7 +271,8 @@ def _kept(texts: Sequence[str], quality: np.ndarray, accept: float, kept: Kept) 
 
 def rows_of(task: Task, sampled: Sampled, keep: np.ndarray, step: int, version: int, kept: Kept) -> list[Row]:
     """The rows of the samples with `keep`, which join what later prompts may show."""
-    written, scores, credit = sampled.written, sampled.scored.scores, np.asarray(sampled.assessment.credit)
+    written, scores = sampled.written, sampled.scored.scores
+    credit = arrays.fetch(sampled.assessment.credit)
     group = len(written.label) // len(written.shown)
     rows = [
         Row(

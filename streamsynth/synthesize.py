@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -19,6 +20,7 @@ from streamsynth.feedback.selection import selection
 from streamsynth.keys import numpy_rng
 from streamsynth.learner.collect import score, scores_of, write
 from streamsynth.learner.state import RunState
+from streamsynth.runtime import hosts
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.progress import Progress
 from streamsynth.stream import patterns
@@ -119,13 +121,18 @@ def synthesize(
                     progress.advance(1)
             written_count += len(written.texts)
             batch += 1
-    summary = export(
-        task,
-        accepted,
-        output,
-        threshold=config.dataset.near_duplicate,
-        config_summary={"run": workdir.path.name, "seed": config.seed, "policy": setting.policy.hash},
-    )
+
+    def written_out() -> dict[str, Any]:
+        with hosts.local():
+            return export(
+                task,
+                accepted,
+                output,
+                threshold=config.dataset.near_duplicate,
+                config_summary={"run": workdir.path.name, "seed": config.seed, "policy": setting.policy.hash},
+            )
+
+    summary = hosts.from_first(f"the data set of {task.name}", written_out)
     return {**summary, "asked": rows, "written": written_count}
 
 
@@ -136,50 +143,66 @@ def summarise(setting: Setting, state: RunState, workdir: Workdir) -> dict[str, 
     the first rows of the run's data set, on the whole of it, and on as many rows as the first ones of the
     base policy, as they come and as the best of n by the task's own judges. Questions and answers have none.
     """
-    config, names = setting.config, [task.name for task in setting.tasks]
-    anchors, datasets, best, elites = {}, {}, {}, {}
+    names = [task.name for task in setting.tasks]
+    found: dict[str, dict[str, Any]] = {}
     learned = patterns.report(state.patterns, setting.patterns)
     with mesh_lib.use(setting.mesh), Progress(len(names), "anchors") as progress:
         for index, task in enumerate(setting.tasks):
-            kept = read_rows(workdir.kept(task.name))
-            archive = Kept(task, config.dataset.near_duplicate, config.rollout.best_kept, kept)
-            elites[task.name] = sum(archive.counts().values())
-            rows, datasets[task.name] = select(
-                task,
-                kept,
-                per_label=config.dataset.per_label or None,
-                threshold=config.dataset.near_duplicate,
-                choose=selection(config),
+            own = found[task.name] = hosts.from_first(
+                f"summary of {task.name}", functools.partial(_of_task, setting, workdir, task)
             )
-            first = rows[: config.evaluation.rows_per_label * len(task.labels)]
             if measure.has_student(task):
-                anchors[task.name] = {
-                    **measure.anchors(task, config, seed=config.seed),
-                    "synthetic": _student(setting, task, first),
-                    "synthetic_all": _student(setting, task, rows),
-                    **_base_rows(setting, index),
-                }
-            best[task.name] = [
-                {"text": row.text, "label": row.label, "quality": row.quality} for row in rows[:20]
-            ]
+                own["anchors"] |= _base_rows(setting, index)
             progress.advance(1)
+
+    def by_task(part: str) -> dict[str, Any]:
+        return {name: own[part] for name, own in found.items() if part in own}
+
     return {
         "tasks": names,
-        "anchors": anchors,
-        "datasets": datasets,
+        "anchors": by_task("anchors"),
+        "datasets": by_task("dataset"),
         "patterns": {
             "stream": learned["stream"],
             "tasks": {name: learned["tasks"][index] for index, name in enumerate(names)},
         },
-        "elites": elites,
+        "elites": by_task("elites"),
         "attributes": {
             task.name: {one.name: [value.name for value in one.values] for one in task.attributes}
             for task in setting.tasks
             if task.attributes
         },
         "judges": {name: reward.summary() for name, reward in zip(names, setting.rewards, strict=True)},
-        "best_samples": best,
+        "best_samples": by_task("best"),
     }
+
+
+def _of_task(setting: Setting, workdir: Workdir, task: Task) -> dict[str, Any]:
+    """What a task's rows say: "elites", "dataset", "best", and "anchors" where it has a student."""
+    config = setting.config
+    kept = read_rows(workdir.kept(task.name))
+    archive = Kept(task, config.dataset.near_duplicate, config.rollout.best_kept, kept)
+    with hosts.local():
+        rows, dataset = select(
+            task,
+            kept,
+            per_label=config.dataset.per_label or None,
+            threshold=config.dataset.near_duplicate,
+            choose=selection(config),
+        )
+        found = {
+            "elites": sum(archive.counts().values()),
+            "dataset": dataset,
+            "best": [{"text": row.text, "label": row.label, "quality": row.quality} for row in rows[:20]],
+        }
+        if measure.has_student(task):
+            first = rows[: config.evaluation.rows_per_label * len(task.labels)]
+            found["anchors"] = {
+                **measure.anchors(task, config, seed=config.seed),
+                "synthetic": _student(setting, task, first),
+                "synthetic_all": _student(setting, task, rows),
+            }
+    return found
 
 
 def _student(setting: Setting, task: Task, rows: list[Row]) -> float:
@@ -219,7 +242,11 @@ def _base_rows(setting: Setting, index: int) -> dict[str, float]:
         texts = [drawn.texts[i] for i in chosen]
         return measure.fit_student(task, texts, drawn.label[chosen], config, seed=config.seed)["accuracy"]
 
-    return {"base": fit(first), "base_best_of_n": fit(best)}
+    def both() -> dict[str, float]:
+        with hosts.local():
+            return {"base": fit(first), "base_best_of_n": fit(best)}
+
+    return hosts.from_first(f"students of the base policy's rows of {task.name}", both)
 
 
 def _with_task(setting: Setting, name: str) -> tuple[Setting, int]:

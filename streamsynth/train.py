@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import zlib
 from typing import Any
 
+import jax
 import numpy as np
 from absl import logging
 
@@ -18,10 +20,12 @@ from streamsynth import assemble as assemble_lib
 from streamsynth.assemble import Setting
 from streamsynth.dataset.export import export
 from streamsynth.dataset.rows import read_rows
+from streamsynth.errors import Stopped
 from streamsynth.evaluation import measure
 from streamsynth.feedback.selection import selection
 from streamsynth.learner.state import RunState, extend
 from streamsynth.policy.store import Policy
+from streamsynth.runtime import hosts
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.metrics import JournalWriter, MultiWriter, TensorBoardWriter
 from streamsynth.runtime.progress import Progress
@@ -34,6 +38,8 @@ from streamsynth.workdir import Workdir
 def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy) -> tuple[Setting, RunState]:
     """Runs the stream to its end, from the beginning or from the last checkpoint.
 
+    All processes of a run go through it side by side, and the first of them writes.
+
     Args:
       config: resolved.
       workdir: checked against `config` (`Workdir.check`).
@@ -42,6 +48,9 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
 
     Returns:
       The fixed parts of the run, and its last state.
+
+    Raises:
+      Stopped: SIGTERM asked for it; what was done is saved.
     """
     setting = assemble_lib.assemble(config, tasks, policy, workdir.experience(), workdir.scores)
     names = tuple(task.name for task in tasks)
@@ -52,9 +61,10 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     for journal, size in zip(journals, state.journals, strict=True):
         journal.truncate(int(size))
     metrics_journal, evaluations, *kept = journals
-    writer = MultiWriter(
-        [JournalWriter(metrics_journal), TensorBoardWriter(workdir.path / "tensorboard", int(state.step))]
-    )
+    writers = [JournalWriter(metrics_journal)]
+    if hosts.first():
+        writers.append(TensorBoardWriter(workdir.path / "tensorboard", int(state.step)))
+    writer = MultiWriter(writers)
     r = config.rollout
     logging.info(
         "one length bucket: prompts of %d tokens, completions of %d; a step has %d prompts x %d samples",
@@ -66,10 +76,17 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
         writer.flush()
         for journal in journals:
             journal.flush()
-        state = state.replace(journals=np.array([journal.size() for journal in journals], np.int64))
+        sizes = hosts.from_first("sizes of journals", lambda: [journal.size() for journal in journals])
+        state = state.replace(journals=np.array(sizes, np.int64))
         mesh = dict(setting.mesh.shape)
         workdir.save(state, {"tasks": len(tasks), "config": config.to_dict(), "mesh": mesh})
         return state
+
+    def stop(state: RunState) -> None:
+        workdir.checkpoints.close()
+        raise Stopped(
+            f"stopped by SIGTERM after step {int(state.step) - 1}, which is saved; the same command goes on."
+        )
 
     # --- The stream ---
     # However it ends, a checkpoint that is being written is waited for.
@@ -87,7 +104,7 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
                     tasks[turn],
                     config.dataset.near_duplicate,
                     config.rollout.best_kept,
-                    read_rows(workdir.kept(names[turn])),
+                    workdir.kept_rows(names[turn]),
                 )
                 with Progress(
                     config.learner.steps, f"turn {turn + 1}/{len(tasks)} {names[turn]}"
@@ -105,18 +122,31 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
                         step = int(state.step) - 1
                         writer.write_texts(step, {"task": names[turn]})
                         writer.write_scalars(step, {"turn": turn + 1, **metrics})
-                        if int(state.step) % config.checkpoint.every == 0:
+                        stopping = stop_asked(state)
+                        if stopping or int(state.step) % config.checkpoint.every == 0:
                             state = save(state)
+                        if stopping:
+                            stop(state)
                 kept[turn].flush()
-                export_task(setting, workdir, turn)
+                if hosts.first():
+                    export_task(setting, workdir, turn)
                 state = state.replace(
                     turn=np.int32(turn + 1), turn_step=np.int32(0), step=np.int32(state.step + 1)
                 )
             state = save(state)
+            if stop_asked(state):
+                stop(state)
     writer.close()  # and with it the metrics journal
     for journal in (evaluations, *kept):
         journal.close()
     return setting, state
+
+
+def stop_asked(state: RunState) -> bool:
+    """Whether the run is to stop here; asked by all processes, whose host states are compared with it."""
+    on_host = (state.patterns, state.scheduler, state.samples, state.transfer)
+    content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(on_host))
+    return hosts.stop_asked(f"step {int(state.step)}", zlib.crc32(content))
 
 
 def evaluate_row(setting: Setting, state: RunState, row: int, params: Any, journal: Any) -> RunState:
@@ -147,21 +177,31 @@ def evaluate_task(setting: Setting, params: Any, index: int) -> dict[str, Any]:
         seed=config.seed,
         place=setting.place,
     )
-    return measure.cell(task, drawn, config, seed=config.seed)
+
+    def cell() -> dict[str, Any]:
+        with hosts.local():
+            return measure.cell(task, drawn, config, seed=config.seed)
+
+    return hosts.from_first(f"evaluation of {task.name}", cell)
 
 
 def export_task(setting: Setting, workdir: Workdir, index: int) -> dict[str, Any]:
     """Writes the data set of a task from its kept rows."""
     config, task = setting.config, setting.tasks[index]
-    return export(
-        task,
-        read_rows(workdir.kept(task.name)),
-        workdir.dataset(task.name),
-        per_label=config.dataset.per_label or None,
-        threshold=config.dataset.near_duplicate,
-        choose=selection(config),
-        config_summary={"seed": config.seed, "steps": config.learner.steps, "policy": setting.policy.hash},
-    )
+    with hosts.local():
+        return export(
+            task,
+            read_rows(workdir.kept(task.name)),
+            workdir.dataset(task.name),
+            per_label=config.dataset.per_label or None,
+            threshold=config.dataset.near_duplicate,
+            choose=selection(config),
+            config_summary={
+                "seed": config.seed,
+                "steps": config.learner.steps,
+                "policy": setting.policy.hash,
+            },
+        )
 
 
 def _restored(setting: Setting, workdir: Workdir) -> RunState:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,6 +18,7 @@ from streamsynth.learner.collect import failures, mean_known
 from streamsynth.learner.state import RunState, new_task
 from streamsynth.learner.update import Assessment
 from streamsynth.probe import probe
+from streamsynth.runtime import arrays
 from streamsynth.step import remembered, rows_of, sampled_batch, updated
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
@@ -52,7 +52,7 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
         dropped += sampled.written.dropped_examples
         state, keep = remembered(setting, state, sampled, kept, version, purpose, *steps)
         rows.extend(rows_of(setting.tasks[turn], sampled, keep, step, version, kept))
-        features.append(np.asarray(sampled.scored.scores.features)[keep])
+        features.append(arrays.fetch(sampled.scored.scores.features)[keep])
         quality.append(sampled.scored.quality)
         failed.append(sampled.scored.failed)
         return sampled.assessment
@@ -155,7 +155,7 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
         **patterns.metrics(state.patterns, turn, setting.patterns),
         "budget/samples": state.samples,
     }
-    figures = {name: float(value) for name, value in jax.device_get(figures).items()}
+    figures = {name: float(value) for name, value in arrays.fetch(figures).items()}
     if not plan.replay_counts.any():
         figures = {name: value for name, value in figures.items() if not name.startswith("replay/")}
     return state, figures, rows_of(setting.tasks[turn], sampled, keep, step, version, kept)

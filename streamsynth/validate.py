@@ -155,6 +155,7 @@ _OPEN_RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "rollout.temperature",
         "scorers.scale",
         "scorers.timeout_seconds",
+        "hosts.stall_seconds",
     ),
 }
 

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from streamsynth import pretrain
@@ -18,6 +17,7 @@ from streamsynth.policy.huggingface.architectures import read_config, read_conte
 from streamsynth.policy.placement import check_network
 from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
 from streamsynth.policy.tokenizer_files import load_tokenizer
+from streamsynth.runtime import arrays, hosts
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream.formats import make_format
 from streamsynth.stream.prompts import PromptFormat
@@ -43,15 +43,20 @@ def weights_folder(config: Any) -> str | None:
     return folder
 
 
-def base_policy(config: Any, tasks: Sequence[Task]) -> Policy:
+def base_policy(config: Any, tasks: Sequence[Task]) -> Policy | None:
     """The base policy of a config: of the named weights, or one of our own, pretrained now or before.
+
+    Of a run's processes the first alone pretrains, or asks the cache; the others are given None.
 
     Raises:
       UserError: the weights cannot be read, or a pretraining source is also in the stream.
     """
     folder = weights_folder(config)
     if folder is None:
-        return pretrain.base_policy(config, tasks, cache_dir=cache_directory(config))
+        if not hosts.first():
+            return None
+        with hosts.local():
+            return pretrain.base_policy(config, tasks, cache_dir=cache_directory(config))
     return read_weights(folder, mesh_lib.make_mesh(config.mesh.to_dict()), **choices(config.policy))
 
 
@@ -64,6 +69,11 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
     was = named_weights(directory)
     if was is None:
         return load_policy(directory)
+    if weights_folder(config) is None:
+        raise UserError(
+            f"{directory} belongs to a run that began with named weights ({was}), and policy.init is empty: "
+            "point policy.init at those weights."
+        )
     policy = base_policy(config, ())
     if policy.hash != was:
         raise UserError(
@@ -130,7 +140,7 @@ def propose_attributes(
                 prompts=r.prompts,
                 samples=r.samples,
                 temperature=r.temperature,
-                place=lambda tree: jax.device_put(tree, mesh_lib.batch_sharding(mesh)),
+                place=arrays.Placement(mesh_lib.batch_sharding(mesh)),
             )
             for task in tasks
         }

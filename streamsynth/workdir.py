@@ -11,12 +11,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from streamsynth import config as config_lib
+from streamsynth.dataset.rows import Row, read_rows
 from streamsynth.errors import UserError
 from streamsynth.learner.state import RunState, from_tree, to_tree
-from streamsynth.runtime import files
+from streamsynth.runtime import files, hosts
 from streamsynth.runtime.checkpoint import Checkpoints
 from streamsynth.runtime.files import atomic_write
-from streamsynth.runtime.journal import Journal
+from streamsynth.runtime.journal import Journal, NoJournal
 from streamsynth.stream import patterns
 from streamsynth.tasks import attributes as attributes_lib
 from streamsynth.tasks.attributes import Attribute
@@ -24,7 +25,15 @@ from streamsynth.tasks.attributes import Attribute
 # Keys that may differ between a run and its continuation: they change nothing of what is computed. Named
 # weights may move: what they are is held by their hash. On another mesh sums are taken in another order:
 # what follows agrees by tolerance, no longer bit for bit.
-_FREE = ("checkpoint.", "mesh.", "cache_dir", "policy.init", "scorers.concurrency", "scorers.key_variable")
+_FREE = (
+    "checkpoint.",
+    "hosts.",
+    "mesh.",
+    "cache_dir",
+    "policy.init",
+    "scorers.concurrency",
+    "scorers.key_variable",
+)
 
 
 Path = Any  # a `pathlib.Path`, or of a bucket an `epath.Path`
@@ -36,6 +45,9 @@ class Workdir:
     config.json, metrics.jsonl, evaluations.jsonl, kept/TASK.jsonl, checkpoints/, policy/ (the base
     policy), experience.json (of a run that starts from another), attributes.json (where the policy proposed
     them), scores/NAME.jsonl (what scorers answered), datasets/TASK/, report/, summary.json, tensorboard/.
+
+    Of a run's processes the first alone writes there; but checkpoints and what scorers answered are written
+    by all, and must lie where all of them reach it.
     """
 
     def __init__(self, directory: files.PathLike, keep: int = 2, asynchronous: bool = False):
@@ -53,16 +65,21 @@ class Workdir:
     def kept(self, task: str) -> Path:
         return self.path / "kept" / f"{task}.jsonl"
 
+    def kept_rows(self, task: str) -> list[Row]:
+        """What was kept of a task so far, as the process that writes finds it."""
+        found = hosts.from_first(
+            f"rows of {task}", lambda: [row.to_json() for row in read_rows(self.kept(task))]
+        )
+        return [Row.from_json(row) for row in found]
+
     def dataset(self, task: str) -> Path:
         return self.path / "datasets" / task
 
-    def journals(self, tasks: tuple[str, ...]) -> tuple[Journal, ...]:
+    def journals(self, tasks: tuple[str, ...]) -> tuple[Journal | NoJournal, ...]:
         """Metrics, evaluations, and each task's kept rows: the order of `RunState.journals`."""
-        return (
-            Journal(self.path / "metrics.jsonl"),
-            Journal(self.path / "evaluations.jsonl"),
-            *(Journal(self.kept(name)) for name in tasks),
-        )
+        rows = (self.kept(name) for name in tasks)
+        paths = (self.path / "metrics.jsonl", self.path / "evaluations.jsonl", *rows)
+        return tuple(Journal(path) if hosts.first() else NoJournal() for path in paths)
 
     def config(self) -> ConfigDict:
         """The config of the run.
@@ -80,7 +97,7 @@ class Workdir:
     def write_experience(self, state: patterns.State) -> None:
         """Keeps what the patterns of the run that this one starts from had learned."""
         shared = {name: getattr(state, name).tolist() for name in patterns.SHARED}
-        atomic_write(self.path / "experience.json", json.dumps(shared, indent=1) + "\n")
+        self.write("experience.json", json.dumps(shared, indent=1) + "\n")
 
     def experience(self) -> patterns.State | None:
         """What `write_experience` was given, as far as another stream can use it; None for a fresh run.
@@ -109,7 +126,7 @@ class Workdir:
             task: {one.name: [value.name for value in one.values] for one in found}
             for task, found in proposed.items()
         }
-        atomic_write(self.path / "attributes.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        self.write("attributes.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
     def attributes(self) -> dict[str, tuple[Attribute, ...]]:
         """What `write_attributes` was given; {} of a run in which nothing was proposed.
@@ -135,7 +152,12 @@ class Workdir:
         }
 
     def write_config(self, config: ConfigDict) -> None:
-        atomic_write(self.path / "config.json", config_lib.to_json(config))
+        self.write("config.json", config_lib.to_json(config))
+
+    def write(self, name: str, content: str) -> None:
+        """Writes a file of the folder, in the process that writes."""
+        if hosts.first():
+            atomic_write(self.path / name, content)
 
     def check(self, config: ConfigDict) -> int:
         """Whether `config` may go on with what is here, and how many tasks the stream had so far.

@@ -11,7 +11,7 @@ import numpy as np
 from streamsynth.evaluation import diversity, questions, student
 from streamsynth.feedback import gates as gates_lib
 from streamsynth.keys import purpose_key
-from streamsynth.learner.collect import write
+from streamsynth.learner.collect import gated, write
 from streamsynth.policy.transformer import Transformer
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import PromptFormat
@@ -46,7 +46,7 @@ def draw(
     e = config.evaluation
     known = np.array([STRATEGIES.index(name) for name in e.strategies], np.int32)
     strategies = np.resize(known, e.prompts)
-    texts, rejections, label, finished = [], [], [], []
+    texts, label, passed = [], [], []
     for batch in range(batches or e.batches):
         written = write(
             model,
@@ -62,18 +62,10 @@ def draw(
             place=place,
         )
         texts += written.texts
-        rejections += written.rejections
         label.append(written.label)
-        finished.append(np.asarray(written.rollouts.finished))
-    gates = gates_lib.check(
-        texts,
-        np.concatenate(finished),
-        rejections,
-        task=task,
-        min_words=config.feedback.min_words,
-        max_words=config.feedback.max_words,
-        seen=lambda text: False,
-    )
+        passed.append(gated(task, written, lambda text: False, config.feedback))
+    by_name = {name: np.concatenate([gates.by_name[name] for gates in passed]) for name in passed[0].by_name}
+    gates = gates_lib.Gates(by_name, np.concatenate([gates.passed for gates in passed]))
     return Drawn(tuple(texts), np.concatenate(label), gates)
 
 

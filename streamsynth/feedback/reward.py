@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from streamsynth.feedback.scorers.records import Where
 from streamsynth.feedback.scorers.scorer import Scorer, TaskScorer
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
+from streamsynth.runtime import arrays, hosts
 from streamsynth.tasks.question_answer import wrongly_answered
 from streamsynth.tasks.task import Example, Task
 
@@ -51,16 +53,31 @@ _TEXTS = 256
 
 
 class Judge(Protocol):
-    """[N] float32 in [0, 1] from texts, the labels asked for [N], and the texts' tokens and mask [N, T]."""
+    """[N] float32 in [0, 1] from texts, the labels asked for [N], and the texts' tokens and mask [N, T].
+
+    One that works on the host may answer for this process's share of the texts alone (`_shared`).
+    """
 
     def __call__(self, texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray: ...
+
+
+def _shared(judge: Callable[[Sequence[str], np.ndarray], np.ndarray]) -> Judge:
+    """A judge that reads texts on the host: each process those of its share, the others are NaN."""
+
+    def on_share(texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray:
+        del tokens, mask
+        own, verdicts = hosts.share(len(texts)), np.full(len(texts), np.nan, np.float32)
+        verdicts[own] = judge(texts[own], label[own])
+        return verdicts
+
+    return on_share
 
 
 def _verifier(context: JudgeContext) -> Judge | None:
     """The verifier of a world, or the user's own; None for a task without one."""
     if context.task.verifier is None:
         return None
-    return lambda texts, label, tokens, mask: judge_lib.verifier(context.task, texts, label)
+    return _shared(lambda texts, label: judge_lib.verifier(context.task, texts, label))
 
 
 def _posterior(context: JudgeContext) -> Judge:
@@ -84,12 +101,12 @@ def _posterior(context: JudgeContext) -> Judge:
 
     label = np.array([c.task.labels.index(example.label) for example in c.held_back], np.int32)
     tokens, mask = c.encode([example.text for example in c.held_back])
-    own = np.take_along_axis(np.asarray(loglikelihood(tokens, mask)), label[:, None], axis=1)[:, 0]
+    own = np.take_along_axis(arrays.fetch(loglikelihood(tokens, mask)), label[:, None], axis=1)[:, 0]
     per_token = own / mask.sum(-1)
     centre, scale = np.float32(per_token.mean()), np.float32(max(per_token.std(), 0.1))
 
     def judge(texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray:
-        return np.asarray(judge_lib.verdict(loglikelihood(tokens, mask), label, mask, centre, scale))
+        return arrays.fetch(judge_lib.verdict(loglikelihood(tokens, mask), label, mask, centre, scale))
 
     return judge
 
@@ -103,10 +120,7 @@ def _encoder(context: JudgeContext) -> Judge:
     shown = np.array([labels.index(example.label) for example in context.shown])
     fitted = prototypes.fit(encoder.encode([e.text for e in context.shown]), shown, len(labels))
 
-    def judge(texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray:
-        return fitted.posterior(encoder.encode(texts))[np.arange(len(texts)), label]
-
-    return judge
+    return _shared(lambda texts, label: fitted.posterior(encoder.encode(texts))[np.arange(len(texts)), label])
 
 
 # Secondary parts that are no scorers: adherence to the attributes asked for, and worth to a student.
@@ -159,6 +173,7 @@ class Reward:
 
         Without any judge that can be trusted the quality is 1: what passes the gates is all alike. A scorer
         costs time or money: it is not asked where it has no weight, nor about a sample that is lost already.
+        Each process asks for its share of the samples.
 
         Args:
           texts, label, tokens, mask: N samples, the labels asked for [N], and tokens and mask [N, T].
@@ -166,6 +181,7 @@ class Reward:
           passed: [N] bool, the samples that passed the gates; all by default.
         """
         passed = np.ones(len(texts), bool) if passed is None else passed
+        own = hosts.share(len(texts))
         scored = np.ones(len(texts), bool)
         parts, secondary, failed = {}, {}, {}
         weighed = np.zeros(len(texts), np.float32)
@@ -174,7 +190,7 @@ class Reward:
         def ask(name: str, judge: Judge | TaskScorer, asked: np.ndarray) -> np.ndarray:
             if not isinstance(judge, TaskScorer):
                 return judge(texts, label, tokens, mask)
-            values, failed[name] = judge(texts, label, where, asked)
+            values, failed[name] = judge(texts, label, where, asked & _only(own, len(texts)))
             return values
 
         for name, (judge, _, weight) in self.judges.items():
@@ -188,7 +204,7 @@ class Reward:
         accepted = passed & scored & (quality >= self.accept)
         for name, (judge, _) in self.secondary.items():
             secondary[name] = np.where(accepted, ask(name, judge, accepted), np.float32(np.nan))
-        return Judgement(parts, secondary, quality.astype(np.float32), scored, failed)
+        return _judgement(own, parts, secondary, quality.astype(np.float32), scored, failed)
 
     def weights(self) -> dict[str, float]:
         """By judge and secondary part."""
@@ -203,6 +219,42 @@ class Reward:
             **{name: {"auc": area, "weight": weight} for name, (_, area, weight) in self.judges.items()},
             **{name: {"auc": None, "weight": weight} for name, (_, weight) in self.secondary.items()},
         }
+
+
+def _judgement(
+    own: slice,
+    parts: dict[str, np.ndarray],
+    secondary: dict[str, np.ndarray],
+    quality: np.ndarray,
+    scored: np.ndarray,
+    failed: dict[str, dict[str, int]],
+) -> Judgement:
+    """What all processes found, from what this one did of its `own` samples."""
+    found = hosts.joined(
+        f"judgement of {len(scored)} samples",
+        {
+            "quality": quality[own],
+            "scored": scored[own],
+            **{f"part {name}": part[own] for name, part in parts.items()},
+            **{f"secondary {name}": part[own] for name, part in secondary.items()},
+            "failed": [failed],
+        },
+    )
+    counts = {name: sum((Counter(one[name]) for one in found["failed"]), Counter()) for name in failed}
+    return Judgement(
+        parts={name: found[f"part {name}"] for name in parts},
+        secondary={name: found[f"secondary {name}"] for name in secondary},
+        quality=found["quality"],
+        scored=found["scored"],
+        failed={name: dict(sorted(reasons.items())) for name, reasons in counts.items()},
+    )
+
+
+def _only(own: slice, size: int) -> np.ndarray:
+    """[size] bool, true in the slice."""
+    mine = np.zeros(size, bool)
+    mine[own] = True
+    return mine
 
 
 def check_judges(weights: dict[str, float], scorers: Iterable[str] = ()) -> None:
@@ -277,9 +329,13 @@ def measure(context: JudgeContext, judge: Judge | TaskScorer) -> float:
     task = context.task
 
     def verdicts(texts: Sequence[str], label: np.ndarray, asked_for: int) -> np.ndarray:
+        own = hosts.share(len(texts))
         if isinstance(judge, TaskScorer):
-            return judge(texts, label, (f"measure/{task.name}", asked_for))[0]
-        return judge(texts, label, *context.encode(texts))
+            where = (f"measure/{task.name}", asked_for)
+            found = judge(texts, label, where, _only(own, len(texts)))[0]
+        else:
+            found = judge(texts, label, *context.encode(texts))
+        return hosts.joined(f"verdicts for {task.name}", {"found": found[own]})["found"]
 
     if task.kind == "qa":
         right = [example.text for example in context.held_back]

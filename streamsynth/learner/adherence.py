@@ -15,6 +15,7 @@ import numpy as np
 from streamsynth.policy.logprobs import sequence_logprobs
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array
+from streamsynth.runtime import arrays
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import PromptFormat
 from streamsynth.tasks.attributes import Attribute
@@ -62,7 +63,7 @@ def adherence(
             _loglikelihood(model, base, form, task, attribute, v, *given)
             for v in range(len(attribute.values))
         ]
-        posterior = np.asarray(jax.nn.softmax(np.stack(read, axis=1), axis=1))
+        posterior = arrays.fetch(jax.nn.softmax(np.stack(read, axis=1), axis=1))
         found.append(posterior[np.arange(len(asked)), asked])
     return np.mean(found, axis=0, dtype=np.float32)
 
@@ -86,4 +87,4 @@ def _loglikelihood(
     rows = [form.prompt(task.brief, strategy, task.labels[k], (), (), wanted)[0] for k in label]
     prompts = form.pad_prompts(rows, label, np.full(len(rows), strategy))
     sizes = dict(chunk=chunk, microbatches=microbatches)
-    return np.asarray(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, **sizes).sum(-1))
+    return arrays.fetch(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, **sizes).sum(-1))

@@ -19,6 +19,7 @@ from streamsynth.policy.logprobs import mean_hidden
 from streamsynth.policy.rollout import rollout
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts, Rollouts, Scores
+from streamsynth.runtime import arrays, hosts
 from streamsynth.stream import prompts as prompts_lib
 from streamsynth.stream.prompts import Best, PromptFormat
 from streamsynth.tasks.task import Task
@@ -68,14 +69,16 @@ def write(
       seed, purpose, steps: what the random numbers follow from (see `keys`).
       samples: G.
       temperature: of sampling.
-      place: puts a batch on the mesh.
+      place: puts a batch on the mesh; of several processes an `arrays.Placement`.
       best: the best kept texts of a label and cell.
     """
     rng = numpy_rng(seed, purpose, *steps)
-    batch = len(strategy)
+    batch, where = len(strategy), f"{purpose} {steps}"
     label = prompts_lib.balanced_labels(batch, len(task.labels), rng)
     cell = prompts_lib.balanced_labels(batch, len(task.cells), rng)
-    rendered = prompts_lib.render(form, task, label, strategy, rng, cell, best)
+    # A process renders the prompts that its own devices read.
+    mine = set(place.held(batch).tolist()) if hosts.count() > 1 else None
+    rendered = prompts_lib.render(form, task, label, strategy, rng, cell, best, mine)
     keys = sample_keys(purpose_key(seed, purpose, *steps), batch, samples)
     rollouts = rollout(
         model,
@@ -87,19 +90,28 @@ def write(
         length=form.completion_length,
         stops=form.stops,
     )
-    answers = [
-        form.read(task.brief, row[real])
-        for row, real in zip(np.asarray(rollouts.tokens), np.asarray(rollouts.mask), strict=True)
-    ]
+    # And it reads its share of the samples, and tells the others what they say.
+    tokens, mask = arrays.fetch((rollouts.tokens, rollouts.mask))
+    own = hosts.share(len(tokens))
+    answers = [form.read(task.brief, row[real]) for row, real in zip(tokens[own], mask[own], strict=True)]
+    found = hosts.joined(
+        f"texts of {where}",
+        {
+            "texts": [answer.text for answer in answers],
+            "rejections": [answer.rejection for answer in answers],
+            "shown": [(b, rendered.shown[b], rendered.dropped[b]) for b in mine or range(batch)],
+        },
+    )
+    shown = {b: (ids, dropped) for b, ids, dropped in found["shown"]}  # some are on several processes
     return Written(
         rollouts=rollouts,
-        texts=tuple(answer.text for answer in answers),
-        rejections=tuple(answer.rejection for answer in answers),
+        texts=tuple(found["texts"]),
+        rejections=tuple(found["rejections"]),
         label=np.repeat(label, samples),
         strategy=np.repeat(strategy, samples),
         cell=np.repeat(cell, samples),
-        shown=rendered.shown,
-        dropped_examples=rendered.dropped,
+        shown=tuple(tuple(shown[b][0]) for b in range(batch)),
+        dropped_examples=int(sum(dropped for _, dropped in shown.values())),
     )
 
 
@@ -122,15 +134,22 @@ class Featurizer:
 
     def __call__(self, texts: Sequence[str], tokens: Array, mask: Array) -> Any:
         """[N, D] float32 unit vectors of N texts, given also as tokens and mask [N, T]."""
-        if self.kind == "ngrams":
-            return ngram_features(texts, self.width, self.seed)
+        if self.kind in ("ngrams", "encoder"):
+            mine = texts[hosts.share(len(texts))]
+            return hosts.joined(f"features of {len(texts)} texts", {"features": self._own(mine)})["features"]
         key = purpose_key(self.seed, "projection")
-        if self.kind == "encoder":
-            return np.asarray(project_hidden(self.encoder.encode(texts), self.width, key))
         ids, none = np.array([self.form.neutral()], np.int32), np.zeros(1, np.int32)
         empty = Prompts(ids, np.ones(ids.shape, bool), none, none)  # no longer than it is
         hidden = mean_hidden(self.model, self.base, empty, tokens, mask)
         return project_hidden(hidden, self.width, key)
+
+    def _own(self, texts: Sequence[str]) -> np.ndarray:
+        """Of this process's texts alone."""
+        if self.kind == "ngrams":
+            return ngram_features(texts, self.width, self.seed)
+        vectors = self.encoder.encode(texts)
+        with hosts.local():
+            return np.asarray(project_hidden(vectors, self.width, purpose_key(self.seed, "projection")))
 
 
 def example_features(form: PromptFormat, featurize: Featurizer, task: Task) -> tuple[np.ndarray, np.ndarray]:
@@ -138,7 +157,7 @@ def example_features(form: PromptFormat, featurize: Featurizer, task: Task) -> t
     texts = [example.text for example in task.examples]
     label = np.array([task.labels.index(example.label) for example in task.examples], np.int32)
     tokens, mask = form.pad_completions([form.answer(task.brief, text) for text in texts])
-    return np.asarray(featurize(texts, tokens, mask)), label
+    return arrays.fetch(featurize(texts, tokens, mask)), label
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +220,23 @@ def failures(batches: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, in
     return dict(counts)
 
 
+def gated(task: Task, written: Written, seen: Callable[[str], bool], config: Any) -> gates_lib.Gates:
+    """What the gates say of N samples, each process of its share; arguments as in `score`."""
+    finished = arrays.fetch(written.rollouts.finished)
+    own = hosts.share(len(written.texts))
+    gates = gates_lib.check(
+        written.texts[own],
+        finished[own],
+        written.rejections[own],
+        task=task,
+        min_words=config.min_words,
+        max_words=config.max_words,
+        seen=seen,
+    )
+    by_name = hosts.joined(f"gates of {task.name}", gates.by_name)
+    return gates_lib.Gates(by_name, np.logical_and.reduce(list(by_name.values())))
+
+
 def score(
     task: Task,
     written: Written,
@@ -221,15 +257,7 @@ def score(
       config: the group `feedback`.
       where: (purpose, *steps), the samples' place in the journals of scorers.
     """
-    gates = gates_lib.check(
-        written.texts,
-        np.asarray(written.rollouts.finished),
-        written.rejections,
-        task=task,
-        min_words=config.min_words,
-        max_words=config.max_words,
-        seen=seen,
-    )
+    gates = gated(task, written, seen, config)
     judged = reward(
         written.texts,
         written.label,

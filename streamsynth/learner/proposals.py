@@ -16,6 +16,7 @@ from absl import logging
 from streamsynth.keys import numpy_rng, purpose_key, sample_keys
 from streamsynth.policy.rollout import rollout
 from streamsynth.policy.transformer import Transformer
+from streamsynth.runtime import arrays
 from streamsynth.stream.answers import field_names
 from streamsynth.stream.prompts import label_text
 from streamsynth.stream.wording import WordedFormat
@@ -126,9 +127,7 @@ def propose(
         length=form.completion_length,
         stops=form.stops,
     )
-    tokens, mask, finished = (
-        np.asarray(part) for part in (rollouts.tokens, rollouts.mask, rollouts.finished)
-    )
+    tokens, mask, finished = arrays.fetch((rollouts.tokens, rollouts.mask, rollouts.finished))
     # Of a completion that was cut the last value may be half a word.
     texts = [form.spoken(tokens[n][mask[n]].tolist()) for n in np.flatnonzero(finished)]
     found = [parsed for parsed in (parse(text, task) for text in texts) if parsed is not None]

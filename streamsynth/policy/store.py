@@ -8,7 +8,6 @@ import json
 import os
 from typing import Any
 
-import jax
 import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
@@ -24,6 +23,7 @@ from streamsynth.policy.lora import LoraConfig
 from streamsynth.policy.tokenizer import MarkerTokenizer, Tokenizer
 from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.policy.transformer import Transformer, TransformerConfig, logical_axes, param_shapes
+from streamsynth.runtime import arrays, hosts
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.files import as_path, atomic_write, local_copy
 
@@ -51,7 +51,7 @@ class Policy:
     def on_mesh(self, mesh: Mesh) -> Policy:
         """The policy with its parameters where their shards lie on a mesh."""
         shardings = mesh_lib.param_shardings(self.params, logical_axes(self.model.config), mesh)
-        return dataclasses.replace(self, params=jax.device_put(self.params, shardings))
+        return dataclasses.replace(self, params=arrays.place(self.params, shardings))
 
 
 def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
@@ -59,12 +59,16 @@ def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
 
     Of one with an origin only that and the hash are written: its weights stay where they are.
     """
+    # Those of several hosts are gathered by all, and written by one.
+    params = {} if policy.origin else arrays.fetch(policy.params)
+    if not hosts.first():
+        return
     directory = as_path(directory)
     card: dict[str, Any] = {"hash": policy.hash, "context": policy.context}
     if policy.origin:
         card["origin"] = policy.origin
     else:
-        flat = traverse_util.flatten_dict(jax.device_get(policy.params), sep="/")
+        flat = traverse_util.flatten_dict(params, sep="/")
         content = save({name: np.ascontiguousarray(array) for name, array in flat.items()})
         atomic_write(directory / "params.safetensors", content)
         for name, content in policy.tokenizer.files().items():

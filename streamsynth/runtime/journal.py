@@ -109,6 +109,25 @@ class Journal:
         self.close()
 
 
+class NoJournal:
+    """Takes what a journal takes and keeps nothing: for the processes of a run that do not write."""
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        del record
+
+    def flush(self) -> None:
+        pass
+
+    def size(self) -> int:
+        return 0
+
+    def truncate(self, length: int) -> None:
+        del length
+
+    def close(self) -> None:
+        pass
+
+
 def read(path: files.PathLike) -> list[dict[str, Any]]:
     """All records of a journal, in order; none where the file does not exist.
 

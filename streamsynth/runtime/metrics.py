@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from streamsynth.runtime import files
-from streamsynth.runtime.journal import Journal
+from streamsynth.runtime.journal import Journal, NoJournal
 
 
 class MetricWriter(Protocol):
@@ -103,7 +103,7 @@ class JournalWriter:
     `flush`. Histograms and hyperparameters have their place elsewhere and are not written.
     """
 
-    def __init__(self, journal: Journal):
+    def __init__(self, journal: Journal | NoJournal):
         self._journal = journal
         self._record: dict[str, Any] = {}
 

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import Self, TextIO
 
+from streamsynth.runtime import hosts
+
 _REDRAW_SECONDS = 0.1  # faster than the eye, slow enough to cost nothing
 _RECENT = 20  # advances that the rate is taken over: the first, which compiles, soon drops out
 _BAR_WIDTH = 24
@@ -49,9 +51,10 @@ class Progress:
         self.done = done
         self._what = what
         self._stream = sys.stderr if stream is None else stream
+        self._silent = stream is None and not hosts.first()  # one of a run's processes tells for all
         self._interval = interval
         self._clock = clock
-        self._terminal = self._stream.isatty()
+        self._terminal = self._stream.isatty() and not self._silent
         self._figures: dict[str, float] = {}
         self._recent = collections.deque([(clock(), done)], maxlen=_RECENT + 1)
         self._started = clock()
@@ -64,7 +67,7 @@ class Progress:
     def __enter__(self) -> Self:
         if self._terminal:
             self._draw()
-        else:
+        elif not self._silent:
             self._thread.start()
         return self
 
@@ -74,12 +77,13 @@ class Progress:
             self._draw()
             self._stream.write("\n")
             self._stream.flush()
-        else:
+        elif not self._silent:
             self._thread.join()
             self._print_line(f"{self.line()}, took {_duration(self._clock() - self._started)}")
 
     def advance(self, count: int = 1, **figures: float) -> None:
         """Counts `count` more as done; `figures` stand at the end of the line until they are replaced."""
+        hosts.tick()
         with self._lock:
             self.done += count
             self._figures.update(figures)
@@ -89,6 +93,8 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Prints a line of its own without tearing the bar."""
+        if self._silent:
+            return
         if self._terminal:
             self._stream.write("\r" + " " * self._drawn_width + "\r")
             self._drawn_width = 0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,11 +130,14 @@ def label_text(label: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Rendered:
-    """B prompts, the ids of the examples each one shows, and how many examples did not fit in all."""
+    """B prompts, the ids of the examples that each one shows, and how many did not fit into it, [B] int.
+
+    Prompts that were not rendered are blank, show nothing and dropped nothing.
+    """
 
     prompts: Prompts
     shown: tuple[tuple[str, ...], ...]
-    dropped: int
+    dropped: np.ndarray
 
 
 def render(
@@ -145,20 +148,29 @@ def render(
     rng: np.random.Generator,
     cell: np.ndarray | None = None,
     best: Best = lambda label, cell: (),
+    only: Collection[int] | None = None,
 ) -> Rendered:
     """Prompts for the given labels [B] and strategies [B]; the examples shown are drawn afresh for each.
+
+    What prompt b draws follows from `rng` and b alone, whichever other prompts are rendered.
 
     Args:
       form, task: how is asked, and for what.
       label, strategy: [B] int.
-      rng: draws the examples.
+      rng: a fresh one, of which each prompt has its own.
       cell: [B] int, indices into `task.cells`; None asks for no attributes.
       best: the best kept texts of a label and cell, for the strategy that shows them.
+      only: the indices of the prompts that are rendered; all by default.
     """
     examples = [task.examples_of(name) for name in task.labels]
-    rows, shown, dropped = [], [], 0
+    rows, shown, dropped = [], [], np.zeros(len(label), np.int32)
     cell = np.zeros(len(label), np.int32) if cell is None else cell
-    for k, s, c in zip(label, strategy, cell, strict=True):
+    own_rngs = rng.spawn(len(label))
+    for b, (k, s, c, rng) in enumerate(zip(label, strategy, cell, own_rngs, strict=True)):
+        if only is not None and b not in only:
+            rows.append([])
+            shown.append(())
+            continue
         own_count, other_count = SHOWN[STRATEGIES[s]]
         pool = [examples[k][i] for i in rng.permutation(len(examples[k]))]
         if STRATEGIES[s] == ELITE:
@@ -172,7 +184,7 @@ def render(
         ids, fits = form.prompt(task.brief, int(s), task.labels[k], *texts, wanted)
         rows.append(ids)
         shown.append(tuple(example.id for example, fit in zip((*own, *others), fits, strict=True) if fit))
-        dropped += fits.count(False)
+        dropped[b] = fits.count(False)
     return Rendered(form.pad_prompts(rows, label, strategy), tuple(shown), dropped)
 
 

@@ -23,7 +23,8 @@ _LONGEST_WAIT = 300.0
 @dataclasses.dataclass(frozen=True)
 class Limits:
     """retries: further attempts at a text.   backoff: seconds before the first; doubled each time.
-    max_requests: of the whole run.   secret: the environment variable whose value no log may show, or "".
+    max_requests: of the whole run; where it has several processes, what this one may come to.
+    secret: the environment variable whose value no log may show, or "".
     """
 
     retries: int

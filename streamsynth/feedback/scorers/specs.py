@@ -13,9 +13,10 @@ from streamsynth.errors import UserError
 from streamsynth.feedback.reward import ATTRIBUTE, UTILITY
 from streamsynth.feedback.scorers.endpoint import Endpoint
 from streamsynth.feedback.scorers.function import Function
-from streamsynth.feedback.scorers.records import Records
+from streamsynth.feedback.scorers.records import Records, quota
 from streamsynth.feedback.scorers.reply import Source
 from streamsynth.feedback.scorers.scorer import Limits, Scorer
+from streamsynth.runtime import hosts
 
 _FORM = "give NAME=module:function or NAME=openai:MODEL@https://host/v1"
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
@@ -64,12 +65,15 @@ def sources(config: Any) -> dict[str, Source]:
 
 def make_scorers(config: Any, folder: Path | None) -> dict[str, Scorer]:
     """The scorers of a run that have a weight, with their journals FOLDER/NAME.jsonl (None: no journals)."""
-    s = config.scorers
-    limits = Limits(s.retries, s.backoff_seconds, s.max_requests, s.key_variable)
-    return {
-        name: Scorer(name, source, limits, Records(folder and folder / f"{name}.jsonl"))
-        for name, source in _used(config).items()
-    }
+    s, process = config.scorers, hosts.index()
+    found = {}
+    for name, source in _used(config).items():
+        records = Records(folder and folder / f"{name}.jsonl", process)
+        mine = records.requests + quota(records.spent, s.max_requests, process, hosts.count())
+        limits = Limits(s.retries, s.backoff_seconds, mine, s.key_variable)
+        found[name] = Scorer(name, source, limits, records)
+    hosts.wait("scorers' journals are read")  # before anyone writes to them
+    return found
 
 
 def probe(config: Any) -> None:
