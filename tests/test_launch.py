@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -295,19 +296,28 @@ def test_a_sweep_goes_on_after_a_failure_and_names_it(cloud):
 
 def test_ctrl_c_ends_a_sweep_here_and_lets_its_slices_go_on(cloud):
     cloud.write("plan", "hang\n" * 2)
+    status = [cloud.folder / "home" / f"synth-{n}" / "0" / "run" / "status" for n in (1, 2)]
     with cloud.start("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket") as started:
         started.stdin.write("train --config=c --workdir=a\ntrain --config=c --workdir=b\n")
         started.stdin.close()
-        shown = ""
-        while shown.count("turn 1 of") < 2:
-            shown += started.stdout.readline()
-        started.send_signal(signal.SIGINT)
-        started.stdout.read()  # ends when all that may write there has ended
-        assert started.wait(20) == 130
-    status = [cloud.folder / "home" / f"synth-{n}" / "0" / "run" / "status" for n in (1, 2)]
-    assert not any(file.exists() for file in status)
-    cloud.write("go", "")
-    while not all(file.exists() for file in status):
+        started.stdin = None
+        try:
+            shown = ""
+            while shown.count("turn 1 of") < 2:
+                shown += started.stdout.readline()
+            started.send_signal(signal.SIGINT)
+            started.communicate(timeout=20)  # until all that may write there has ended
+            assert started.returncode == 130
+            assert not any(file.exists() for file in status)
+        finally:
+            cloud.write("go", "")
+    wait_for(lambda: all(file.exists() for file in status))
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < end
         time.sleep(0.05)
 
 
