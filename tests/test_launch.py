@@ -68,6 +68,15 @@ def test_a_dry_run_prints_what_a_run_would_call_and_calls_nothing(cloud, argumen
     assert plain(printed(dry.stdout)) == [call for n, call in enumerate(calls) if n not in repeats]
 
 
+def test_a_dry_run_of_several_slices_takes_one_after_the_other(cloud):
+    text = "".join(f"train --config=c --workdir={name}\n" for name in "abc")
+    done = cloud.launch("sweep", *SLICE, "--slices=2", "--workdir=gs://b", "--dry-run", text=text)
+    assert done.returncode == 0 and "launch_tpu.sh: line" not in done.stderr
+    runs = [call for call in printed(done.stdout) if "setsid" in call[-1]]
+    starts = [(call[4], re.search(r"gs://b/\w", call[-1]).group()) for call in runs]
+    assert starts == [("synth-1", "gs://b/a"), ("synth-1", "gs://b/c"), ("synth-2", "gs://b/b")]
+
+
 def test_the_calls_of_a_run(cloud):
     done = cloud.launch("run", *SLICE, "--spot", "--project=p", WORKDIR, *COMMAND)
     assert done.returncode == 0, done.stderr
@@ -346,6 +355,7 @@ RUN = ("run", *SLICE)
         ((*RUN, "--slices=2", WORKDIR, *COMMAND), "run is for one slice"),
         (("setup", *SLICE, "--fetch=weights"), "--fetch=weights is no folder in a bucket"),
         (("setup", *SLICE, *COMMAND), "setup takes no command"),
+        ((*RUN, WORKDIR, "--", "synthesize", "--output=here"), "--output=here would be lost with the slice"),
         (("run", *POD, WORKDIR, "--", "export"), "export runs on one host"),
         (("resume", "--workdir=gs://bucket/none"), "--workdir=gs://bucket/none: no run was started there"),
     ],
