@@ -61,7 +61,7 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     start = time.monotonic()
     assemble_lib.check(config)
     scorer_specs.probe(config)
-    place = Workdir(workdir, config.checkpoint.keep)
+    place = Workdir(workdir, config.checkpoint.keep, config.checkpoint.asynchronous)
     place.check(config)
     tasks = assemble_lib.load_tasks(config)
     if has_policy(place.policy):

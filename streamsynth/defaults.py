@@ -215,7 +215,11 @@ def default_config() -> ConfigDict:
                     width=16384, hidden=0, steps=300, batch_size=128, learning_rate=0.03, weight_decay=0.1
                 ),
             ),
-            checkpoint=dict(every=50, keep=2),
+            checkpoint=dict(
+                every=50,  # steps
+                keep=2,  # the last ones; from 2 on, a damaged one costs no run
+                asynchronous=True,  # steps go on while a checkpoint is written
+            ),
             cache_dir="",  # of base policies; empty takes the user's cache folder
         )
     ).lock()

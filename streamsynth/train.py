@@ -2,11 +2,12 @@
 
 A run is a sequence of small pieces of work, each a function of (config, state) alone. After a kill the
 state of the last checkpoint says which piece comes next, and the journals are cut back to where they
-were then: what follows is bit for bit what would have followed.
+were then: what follows is bit for bit what would have followed (on another mesh: up to rounding).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -61,15 +62,18 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     )  # fmt: skip
 
     def save(state: RunState) -> RunState:
+        # On disk before the checkpoint that counts on it can be complete, however slowly that is written.
         writer.flush()
         for journal in journals:
             journal.flush()
         state = state.replace(journals=np.array([journal.size() for journal in journals], np.int64))
-        workdir.save(state, {"tasks": len(tasks), "config": config.to_dict()})
+        mesh = dict(setting.mesh.shape)
+        workdir.save(state, {"tasks": len(tasks), "config": config.to_dict(), "mesh": mesh})
         return state
 
     # --- The stream ---
-    with mesh_lib.use(setting.mesh):
+    # However it ends, a checkpoint that is being written is waited for.
+    with contextlib.closing(workdir.checkpoints), mesh_lib.use(setting.mesh):
         while True:
             turn, done = int(state.turn), int(state.turn_step)
             if np.isnan(state.transfer[0]).any():
@@ -162,9 +166,15 @@ def export_task(setting: Setting, workdir: Workdir, index: int) -> dict[str, Any
 
 def _restored(setting: Setting, workdir: Workdir) -> RunState:
     """The state of the last checkpoint, with places for appended tasks, or the first state."""
-    old = workdir.tasks_in_checkpoint()
-    if not old:
+    saved_with, mesh = workdir.saved_with(), dict(setting.mesh.shape)
+    if not saved_with:
         return assemble_lib.first_state(setting)
+    old, before_mesh = saved_with["tasks"], saved_with.get("mesh", mesh)
+    if before_mesh != mesh:
+        logging.warning(
+            "%s was saved on the mesh %s and goes on on %s: from here results agree with those of the old "
+            "mesh by tolerance, not bit for bit", workdir.path, before_mesh, mesh,
+        )  # fmt: skip
     before = dataclasses.replace(setting, tasks=setting.tasks[:old])
     state = workdir.restore(assemble_lib.first_state(before))
     logging.info("continuing after step %d of %s", int(state.step), workdir.path)

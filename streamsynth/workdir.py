@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from streamsynth import config as config_lib
 from streamsynth.errors import UserError
 from streamsynth.learner.state import RunState, from_tree, to_tree
+from streamsynth.runtime import files
 from streamsynth.runtime.checkpoint import Checkpoints
 from streamsynth.runtime.files import atomic_write
 from streamsynth.runtime.journal import Journal
@@ -22,8 +23,9 @@ from streamsynth.tasks import attributes as attributes_lib
 from streamsynth.tasks.attributes import Attribute
 
 # Keys that may differ between a run and its continuation: they change nothing of what is computed. Named
-# weights may move: what they are is held by their hash.
-_FREE = ("checkpoint.", "cache_dir", "policy.init", "scorers.concurrency", "scorers.key_variable")
+# weights may move: what they are is held by their hash. On another mesh sums are taken in another order:
+# what follows agrees by tolerance, no longer bit for bit.
+_FREE = ("checkpoint.", "mesh.", "cache_dir", "policy.init", "scorers.concurrency", "scorers.key_variable")
 
 
 class Workdir:
@@ -34,9 +36,9 @@ class Workdir:
     them), scores/NAME.jsonl (what scorers answered), datasets/TASK/, report/, summary.json, tensorboard/.
     """
 
-    def __init__(self, directory: str | pathlib.Path, keep: int = 2):
-        self.path = pathlib.Path(directory)
-        self.checkpoints = Checkpoints(self.path / "checkpoints", keep)
+    def __init__(self, directory: files.PathLike, keep: int = 2, asynchronous: bool = False):
+        self.path = files.as_path(directory)
+        self.checkpoints = Checkpoints(self.path / "checkpoints", keep, asynchronous)
 
     @property
     def policy(self) -> pathlib.Path:
@@ -162,17 +164,24 @@ class Workdir:
         return len(before)
 
     def save(self, state: RunState, meta: dict[str, Any]) -> None:
-        """Checkpoints the whole state."""
+        """Checkpoints the whole state: copies it, and may return before it is written.
+
+        What it counts on, the journals to the lengths in `state.journals`, must be on disk before.
+        """
         self.checkpoints.save(int(state.step), to_tree(state), meta)
 
     def restore(self, template: RunState) -> RunState | None:
-        """The state of the last checkpoint, placed as `template` is, or None without one."""
-        step = self.checkpoints.latest_step()
+        """The state of the last whole checkpoint, placed as `template` is, or None without one."""
+        step = self.checkpoints.last_whole()
         if step is None:
             return None
         return from_tree(template, self.checkpoints.restore(step, to_tree(template)))
 
+    def saved_with(self) -> dict[str, Any]:
+        """What `save` was told beside the state of the last whole checkpoint; {} without one."""
+        step = self.checkpoints.last_whole()
+        return {} if step is None else self.checkpoints.meta(step)
+
     def tasks_in_checkpoint(self) -> int:
-        """How many tasks the stream had when the last checkpoint was written."""
-        step = self.checkpoints.latest_step()
-        return 0 if step is None else int(self.checkpoints.meta(step)["tasks"])
+        """How many tasks the stream had when that checkpoint was written."""
+        return int(self.saved_with().get("tasks", 0))

@@ -5,24 +5,16 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
-import signal
-import subprocess
-import sys
-import textwrap
 import time
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamsynth.errors import UserError
 from streamsynth.runtime import files, journal
-from streamsynth.runtime.checkpoint import Checkpoints
 from streamsynth.runtime.metrics import JournalWriter, MultiWriter, TensorBoardWriter
 from streamsynth.runtime.progress import Progress
 
@@ -125,137 +117,6 @@ def test_damaged_journals_are_said_with_file_and_line(tmp_path):
         with pytest.raises(UserError, match="no line end at byte 9"):
             rows.truncate(9)
     assert journal.read(tmp_path / "absent.jsonl") == []
-
-
-# ---------------------------------------------------------------------------------------- checkpoints
-
-
-def make_tree(seed: int) -> dict:
-    rng = np.random.default_rng(seed)
-    return {
-        "params": {"w": jnp.asarray(rng.normal(size=(3, 4)), jnp.bfloat16), "b": jnp.zeros((4,))},
-        "replay": {"tokens": rng.integers(0, 9, (2, 5), np.int32), "empty": np.zeros((0, 7), np.float16)},
-        "optimizer": {"0": {}, "1": {"count": np.uint32(seed), "none": None}},
-        "flags": np.array([True, False]),
-        "float64": rng.normal(size=(2,)),
-    }
-
-
-def leaves(tree: dict) -> dict:
-    return traverse_util.flatten_dict(tree, keep_empty_nodes=True, sep="/")
-
-
-def assert_same(a: dict, b: dict) -> None:
-    assert leaves(a).keys() == leaves(b).keys()
-    for name, leaf in leaves(a).items():
-        other = leaves(b)[name]
-        if not hasattr(leaf, "dtype"):
-            assert leaf is other, name  # None or an empty node
-            continue
-        assert (leaf.shape, leaf.dtype) == (other.shape, other.dtype), name
-        assert np.asarray(leaf).tobytes() == np.asarray(other).tobytes(), name
-
-
-def test_checkpoint_gives_back_every_bit_and_the_kind_of_array(tmp_path):
-    tree = make_tree(5)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest_step() is None
-    assert not (tmp_path / "checkpoints").exists()  # asking leaves no trace
-    checkpoints.save(3, tree, {"journals": {"metrics": 120}, "rate": 0.1})
-
-    again = Checkpoints(tmp_path / "checkpoints")
-    step = again.latest_step()
-    assert step == 3
-    assert again.meta(step) == {"journals": {"metrics": 120}, "rate": 0.1}
-    restored = again.restore(step, make_tree(0))
-    assert_same(tree, restored)
-    assert isinstance(restored["params"]["w"], jax.Array)
-    assert isinstance(restored["replay"]["tokens"], np.ndarray)
-    # What `shapes` says is itself a template.
-    from_shapes = again.restore(step, again.shapes(step))
-    np.testing.assert_array_equal(from_shapes["float64"], tree["float64"])
-    assert from_shapes["replay"]["empty"].shape == (0, 7)
-    assert from_shapes["params"]["w"].dtype == jnp.bfloat16
-
-
-def test_the_last_ones_are_kept_and_steps_must_grow(tmp_path):
-    checkpoints = Checkpoints(tmp_path, keep=2)
-    for step in (1, 4, 9):
-        checkpoints.save(step, {"x": np.full(2, step)}, {"step": step})
-    assert sorted(name for name in os.listdir(tmp_path) if name.isdigit()) == ["4", "9"]
-    assert checkpoints.restore(4, {"x": np.zeros(2, np.int64)})["x"].tolist() == [4, 4]
-    with pytest.raises(ValueError, match="not above the latest one, 9"):
-        checkpoints.save(9, {"x": np.zeros(2)}, {})
-    with pytest.raises(UserError, match="no checkpoint 1; its latest is 9"):
-        checkpoints.meta(1)
-
-
-@pytest.mark.parametrize(
-    "template, sentence",
-    [
-        ({"x": np.zeros((2, 3), np.float32)}, r"x is float32\[4, 3\] but this run needs float32\[2, 3\]"),
-        ({"x": np.zeros((4, 3), np.float64)}, r"x is float32\[4, 3\] but this run needs float64\[4, 3\]"),
-        ({"x": np.zeros((4, 3), np.float32), "z": np.zeros(1)}, "has no array z"),
-        ({"y": np.zeros((4, 3), np.float32)}, "holds an array x that this run does not know"),
-    ],
-)
-def test_a_checkpoint_of_another_config_is_refused(tmp_path, template, sentence):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"x": np.zeros((4, 3), np.float32)}, {})
-    with pytest.raises(UserError, match=sentence):
-        checkpoints.restore(1, template)
-
-
-@pytest.mark.parametrize("leaf", [jax.random.key(0), 3.0, "text"])
-def test_leaves_that_would_not_come_back_are_refused(tmp_path, leaf):
-    with pytest.raises(TypeError, match="a/b is no array"):
-        Checkpoints(tmp_path).save(1, {"a": {"b": leaf}}, {})
-
-
-_SAVES_FOREVER = """
-    import itertools, sys
-    import numpy as np
-    from streamsynth.runtime.checkpoint import Checkpoints
-    checkpoints = Checkpoints(sys.argv[1])
-    first = (checkpoints.latest_step() or 0) + 1
-    for step in itertools.count(first):
-        tree = {"a": {str(i): np.full((50, 50), step, np.float32) for i in range(20)}}
-        checkpoints.save(step, tree, {"step": step})
-        print(step, flush=True)
-"""
-
-
-def test_sigkill_at_any_moment_leaves_a_whole_latest_checkpoint(tmp_path):
-    """Two writers are killed at random moments, one is started again on what it left."""
-    script = textwrap.dedent(_SAVES_FOREVER)
-    delays = random.Random(0)
-    folders = [tmp_path / "a", tmp_path / "b"]
-    last_said = dict.fromkeys(folders, 0)
-
-    def start(folder):
-        command = [sys.executable, "-c", script, str(folder)]
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    for round_folders in (folders, folders[:1]):
-        processes = {folder: start(folder) for folder in round_folders}
-        for folder, process in processes.items():
-            last_said[folder] = int(process.stdout.readline())
-            time.sleep(delays.uniform(0.0, 0.5))
-            process.send_signal(signal.SIGKILL)
-            said = process.stdout.read().split("\n")[:-1]
-            last_said[folder] = int(said[-1]) if said else last_said[folder]
-            process.wait()
-
-    for folder in folders:
-        checkpoints = Checkpoints(folder)
-        step = checkpoints.latest_step()
-        # The writer may have been killed between the rename and its print.
-        assert step in (last_said[folder], last_said[folder] + 1)
-        assert checkpoints.meta(step) == {"step": step}
-        state = checkpoints.restore(step, checkpoints.shapes(step))
-        assert {float(value) for leaf in state["a"].values() for value in np.unique(leaf)} == {float(step)}
-        checkpoints.save(step + 1, state, {})
-        assert not [name for name in os.listdir(folder) if "tmp" in name]
 
 
 # -------------------------------------------------------------------------------------------- metrics
