@@ -31,7 +31,7 @@ from streamsynth.policy.huggingface.architectures import check_whole
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.store import Policy, has_policy, save_policy
 from streamsynth.runtime import mesh as mesh_lib
-from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.files import as_path, atomic_write, is_local
 from streamsynth.stream import patterns
 from streamsynth.tasks.task import Task
 from streamsynth.workdir import Workdir
@@ -49,7 +49,8 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
 
     Args:
       config: resolved.
-      workdir: the run's folder; new, or holding a run of the same config or of a prefix of its stream.
+      workdir: the run's folder; new, or holding a run of the same config or of a prefix of its stream. Here
+        and elsewhere a local one or a bucket's (gs://BUCKET/NAME).
       init_from: a run whose policy and pattern statistics a new stream starts from.
 
     Returns:
@@ -108,7 +109,7 @@ def synthesize(workdir: Path, task: str, rows: int, output: Path) -> dict[str, A
       The summary of `dataset.export`, with "asked" and "written".
     """
     setting, state, place = _finished(workdir)
-    return synthesize_lib.synthesize(setting, state, place, task, rows, pathlib.Path(output))
+    return synthesize_lib.synthesize(setting, state, place, task, rows, as_path(output))
 
 
 def evaluate(workdir: Path) -> dict[str, dict[str, Any]]:
@@ -128,12 +129,12 @@ def evaluate(workdir: Path) -> dict[str, dict[str, Any]]:
 
 def report(workdir: Path) -> dict[str, Any]:
     """Writes the report of a run anew and returns what results.json holds."""
-    return report_lib.write(pathlib.Path(workdir))
+    return report_lib.write(workdir)
 
 
 def results(workdir: Path) -> dict[str, Any]:
     """What report/results.json of a run holds."""
-    path = pathlib.Path(workdir) / "report" / "results.json"
+    path = as_path(workdir) / "report" / "results.json"
     if not path.is_file():
         raise UserError(f"{path} does not exist: run `streamsynth report --workdir={workdir}` first.")
     return json.loads(path.read_text())
@@ -149,8 +150,10 @@ def export(workdir: Path, output: Path, adapter: bool = False) -> None:
         whole model, with the adapter merged into it.
 
     Raises:
-      UserError: there is a model in the folder already, or no adapter by itself.
+      UserError: there is a model in the folder already, no adapter by itself, or the folder is not local.
     """
+    if not is_local(output):
+        raise UserError(f"--output={output}: a model goes to a local folder; copy it from there.")
     setting, state, _ = _finished(workdir)
     policy, network, output = setting.policy, setting.model.config, pathlib.Path(output)
     tokenizer = policy.tokenizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +27,11 @@ from streamsynth.tasks.attributes import Attribute
 _FREE = ("checkpoint.", "mesh.", "cache_dir", "policy.init", "scorers.concurrency", "scorers.key_variable")
 
 
+Path = Any  # a `pathlib.Path`, or of a bucket an `epath.Path`
+
+
 class Workdir:
-    """Paths and journals of a run.
+    """Paths and journals of a run, in a local folder or a bucket's.
 
     config.json, metrics.jsonl, evaluations.jsonl, kept/TASK.jsonl, checkpoints/, policy/ (the base
     policy), experience.json (of a run that starts from another), attributes.json (where the policy proposed
@@ -41,17 +43,17 @@ class Workdir:
         self.checkpoints = Checkpoints(self.path / "checkpoints", keep, asynchronous)
 
     @property
-    def policy(self) -> pathlib.Path:
+    def policy(self) -> Path:
         return self.path / "policy"
 
     @property
-    def scores(self) -> pathlib.Path:
+    def scores(self) -> Path:
         return self.path / "scores"
 
-    def kept(self, task: str) -> pathlib.Path:
+    def kept(self, task: str) -> Path:
         return self.path / "kept" / f"{task}.jsonl"
 
-    def dataset(self, task: str) -> pathlib.Path:
+    def dataset(self, task: str) -> Path:
         return self.path / "datasets" / task
 
     def journals(self, tasks: tuple[str, ...]) -> tuple[Journal, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from streamsynth.dataset import card
@@ -13,7 +12,7 @@ from streamsynth.dataset.balance import Select, balanced, best, best_first
 from streamsynth.dataset.formats import write_dataset
 from streamsynth.dataset.near_duplicates import NearDuplicates
 from streamsynth.dataset.rows import Row
-from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.files import as_path, atomic_write
 from streamsynth.tasks.splits import normalise
 from streamsynth.tasks.task import Task
 
@@ -93,5 +92,5 @@ def export(
     """
     chosen, summary = select(task, rows, per_label=per_label, threshold=threshold, choose=choose)
     write_dataset(directory, chosen, task)
-    atomic_write(Path(directory) / "README.md", card.render(task, chosen, summary, config_summary))
+    atomic_write(as_path(directory) / "README.md", card.render(task, chosen, summary, config_summary))
     return summary

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from streamsynth.dataset.rows import Row, to_jsonl
-from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.files import as_path, atomic_write
 from streamsynth.tasks.task import Task
 
 
-def write_dataset(directory: str | os.PathLike[str], rows: Sequence[Row], task: Task) -> Path:
+def write_dataset(directory: str | os.PathLike[str], rows: Sequence[Row], task: Task) -> Any:
     """Writes the rows and the task's description into a folder; each file is there whole or not at all.
 
     A line of train.jsonl holds the task's fields by name, "label" (not beside a question and its answer),
@@ -22,7 +22,7 @@ def write_dataset(directory: str | os.PathLike[str], rows: Sequence[Row], task: 
     Returns:
       The path of train.jsonl.
     """
-    directory = Path(directory)
+    directory = as_path(directory)
     labelled = task.kind != "qa"
     records = (
         dict(zip(task.fields, row.fields, strict=True))

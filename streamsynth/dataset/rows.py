@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from streamsynth.errors import UserError
-from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.files import as_path, atomic_write
 from streamsynth.tasks.task import join_fields
 
 
@@ -96,9 +95,9 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """Reads what `write_rows` wrote. Raises UserError with file and line for anything else."""
     rows = []
     try:
-        lines = pathlib.Path(path).read_bytes().split(b"\n")
+        lines = as_path(path).read_bytes().split(b"\n")
     except OSError as error:
-        raise UserError(f"cannot read the rows in {path}: {error.strerror}") from error
+        raise UserError(f"cannot read the rows in {path}: {error.strerror or error}") from error
     for number, line in enumerate(lines, start=1):
         if not line:
             continue

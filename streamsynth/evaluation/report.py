@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from streamsynth.evaluation import figures, learning, learning_pages, markdown, 
 from streamsynth.evaluation.diversity import METRICS
 from streamsynth.feedback.scorers.records import tally
 from streamsynth.runtime import journal
-from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.files import as_path, atomic_write
 
 ANCHORS = ("examples", "base", "base_best_of_n", "synthetic", "synthetic_all", "real")
 # What the report calls the score that an evaluation names.
@@ -68,7 +67,7 @@ def write(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     run = load(workdir)
     found = results(run)
     drawn = draw(run, found)
-    directory = Path(workdir) / "report"
+    directory = as_path(workdir) / "report"
     for name, svg in drawn.items():
         atomic_write(directory / f"{name}.svg", svg)
     atomic_write(directory / "index.html", page.render(found, drawn, samples(run)))
@@ -82,7 +81,7 @@ def write(workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 def load(workdir: str | os.PathLike[str]) -> Run:
     """Reads a workdir. Raises UserError as `write` does."""
-    folder = Path(workdir)
+    folder = as_path(workdir)
     config = _read_json(folder / "config.json")
     if config is None:
         raise UserError(f"{folder} holds no run (no config.json): give the --workdir of a train command.")
@@ -97,7 +96,7 @@ def load(workdir: str | os.PathLike[str]) -> Run:
     return Run(tuple(dict.fromkeys(names)), config, metrics, evaluations, summary, scorers)
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Any) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import pathlib
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, save
 
 from streamsynth.errors import UserError
 from streamsynth.policy.attention import RopeScaling
@@ -26,7 +25,7 @@ from streamsynth.policy.tokenizer import MarkerTokenizer, Tokenizer
 from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.policy.transformer import Transformer, TransformerConfig, logical_axes, param_shapes
 from streamsynth.runtime import mesh as mesh_lib
-from streamsynth.runtime.files import atomic_write
+from streamsynth.runtime.files import as_path, atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +59,14 @@ def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
 
     Of one with an origin only that and the hash are written: its weights stay where they are.
     """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = as_path(directory)
     card: dict[str, Any] = {"hash": policy.hash, "context": policy.context}
     if policy.origin:
         card["origin"] = policy.origin
     else:
         flat = traverse_util.flatten_dict(jax.device_get(policy.params), sep="/")
-        save_file({k: np.ascontiguousarray(v) for k, v in flat.items()}, directory / "params.safetensors.new")
-        os.replace(directory / "params.safetensors.new", directory / "params.safetensors")
+        content = save({name: np.ascontiguousarray(array) for name, array in flat.items()})
+        atomic_write(directory / "params.safetensors", content)
         for name, content in policy.tokenizer.files().items():
             atomic_write(directory / name, content)
         if not isinstance(policy.tokenizer, MarkerTokenizer):
@@ -81,7 +79,7 @@ def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
 
 def has_policy(directory: str | os.PathLike[str]) -> bool:
     """Whether a whole policy lies there."""
-    return (pathlib.Path(directory) / "policy.json").exists()
+    return (as_path(directory) / "policy.json").exists()
 
 
 def named_weights(directory: str | os.PathLike[str]) -> str | None:
@@ -91,7 +89,7 @@ def named_weights(directory: str | os.PathLike[str]) -> str | None:
       UserError: policy.json cannot be read.
     """
     try:
-        card = json.loads((pathlib.Path(directory) / "policy.json").read_text())
+        card = json.loads((as_path(directory) / "policy.json").read_text())
         return str(card["hash"]) if "origin" in card else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _unreadable(directory, error) from error
@@ -103,12 +101,12 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
     Raises:
       UserError: a file is missing or damaged, or the files do not belong together.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     try:
         card = json.loads((directory / "policy.json").read_text())
         config, digest = _config(card["transformer"]), str(card["hash"])
         context = int(card["context"])
-        params = load_file(directory / "params.safetensors")
+        params = load((directory / "params.safetensors").read_bytes())
         tokenizer = load_tokenizer(directory)
         _check_shapes(config, params)
         if isinstance(tokenizer, MarkerTokenizer) and tokenizer.vocab_size != config.vocab_size:

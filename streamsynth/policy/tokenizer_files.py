@@ -10,6 +10,7 @@ from typing import Any
 from streamsynth.errors import UserError
 from streamsynth.policy.pretrained_tokenizers import HuggingFaceTokenizer, SentencePieceTokenizer, Settings
 from streamsynth.policy.tokenizer import MarkerTokenizer, Tokenizer
+from streamsynth.runtime.files import as_path
 
 # What belongs to a tokenizer in such a folder, and goes along when the policy is written out again.
 FILES = (
@@ -30,7 +31,7 @@ def load_tokenizer(directory: str | os.PathLike[str]) -> Tokenizer:
     Raises:
       UserError: there is neither, or a file is damaged.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     settings = read_settings(directory)
     if "tokenizer.json" in settings.files:
         name, make = "tokenizer.json", HuggingFaceTokenizer

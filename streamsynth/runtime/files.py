@@ -37,8 +37,11 @@ def as_path(path: PathLike) -> Any:
         raise UserError(f"{text}: give a local path or one of Google Cloud Storage (gs://BUCKET/NAME).")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{text}: reading a bucket needs gcsfs: pip install 'streamsynth[gcs]'.")
-    from etils import epath  # of use for buckets alone
+    import fsspec  # comes with gcsfs
+    from etils import epath
 
+    # Other processes, and Orbax in this one, write what a listing from before does not show.
+    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return epath.Path(text)
 
 

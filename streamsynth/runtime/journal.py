@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import pathlib
+import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -25,17 +26,29 @@ class Journal:
 
     A line without its newline at the end of an existing file (a crash in the middle of a write) is cut
     off on opening, since the next record would otherwise be glued to it.
+
+    A bucket cannot append: there the journal grows in a local temporary file, and every `flush` replaces
+    the object by the whole of it.
     """
 
-    def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: files.PathLike):
+        self.path = files.as_path(path)
+        self._local = self.path  # what is appended to
         is_new = not self.path.exists()
-        self._file = open(self.path, "ab")  # noqa: SIM115 (closed by `close`)
-        if is_new:
-            files.sync_folder(self.path.parent)
+        if files.is_local(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         else:
-            os.ftruncate(self._file.fileno(), _whole_lines(self.path))
+            descriptor, name = tempfile.mkstemp(prefix="streamsynth-", suffix=".jsonl")
+            os.close(descriptor)
+            self._local = pathlib.Path(name)
+            if not is_new:
+                self._local.write_bytes(self.path.read_bytes())
+        self._stored = None if is_new else files.size(self.path)  # length of the object in a bucket
+        self._file = open(self._local, "ab")  # noqa: SIM115 (closed by `close`)
+        if not is_new:
+            os.ftruncate(self._file.fileno(), _whole_lines(self._local))
+        elif files.is_local(self.path):
+            files.sync_folder(self.path.parent)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Appends one record; it is on disk for sure after the next `flush`.
@@ -48,9 +61,13 @@ class Journal:
         self._file.write(line.encode() + b"\n")
 
     def flush(self) -> None:
-        """Brings all appended records to disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Brings all appended records to disk, or to the bucket."""
+        if files.is_local(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        elif self.size() != self._stored:  # lengths tell: it only grows, but for `truncate`, which flushes
+            files.atomic_write(self.path, self._local.read_bytes())
+            self._stored = self.size()
 
     def size(self) -> int:
         """Length in bytes, all appended records counted."""
@@ -69,7 +86,7 @@ class Journal:
                 "or replaced; put the original back or start in a new workdir."
             )
         if length > 0:
-            with open(self.path, "rb") as file:
+            with open(self._local, "rb") as file:
                 file.seek(length - 1)
                 if file.read(1) != b"\n":
                     raise UserError(
@@ -82,6 +99,8 @@ class Journal:
     def close(self) -> None:
         self.flush()
         self._file.close()
+        if self._local is not self.path:
+            self._local.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -90,13 +109,13 @@ class Journal:
         self.close()
 
 
-def read(path: str | os.PathLike) -> list[dict[str, Any]]:
+def read(path: files.PathLike) -> list[dict[str, Any]]:
     """All records of a journal, in order; none where the file does not exist.
 
     A last line without its newline is a torn write and is left out. Raises UserError naming file and
     line for any other line that is not a JSON object.
     """
-    path = Path(path)
+    path = files.as_path(path)
     if not path.exists():
         return []
     records = []
@@ -115,7 +134,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
-def _whole_lines(path: Path) -> int:
+def _whole_lines(path: pathlib.Path) -> int:
     """Bytes up to and including the last newline."""
     block = 1 << 16
     with open(path, "rb") as file:

@@ -8,11 +8,15 @@ All values are host values: fetch from the device before, in one place.
 from __future__ import annotations
 
 import os
+import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from streamsynth.runtime import files
 from streamsynth.runtime.journal import Journal
 
 
@@ -43,16 +47,20 @@ class MetricWriter(Protocol):
 class TensorBoardWriter:
     """Event files that TensorBoard reads.
 
+    A bucket gets a file as a whole with every `flush`, from a temporary folder.
+
     Args:
       directory: where the event files go.
       purge_step: on resume, the first step that is written anew: TensorBoard then hides what an
         earlier process wrote from that step on.
     """
 
-    def __init__(self, directory: str | os.PathLike, purge_step: int | None = None):
+    def __init__(self, directory: files.PathLike, purge_step: int | None = None):
         from tensorboardX import SummaryWriter  # slow to import, and needed by training alone
 
-        self._writer = SummaryWriter(os.fspath(directory), purge_step=purge_step)
+        self._bucket = None if files.is_local(directory) else files.as_path(directory)
+        self._local = tempfile.mkdtemp(prefix="streamsynth-") if self._bucket else os.fspath(directory)
+        self._writer = SummaryWriter(self._local, purge_step=purge_step)
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         for name, value in scalars.items():
@@ -75,9 +83,17 @@ class TensorBoardWriter:
 
     def flush(self) -> None:
         self._writer.flush()
+        self._upload()
 
     def close(self) -> None:
         self._writer.close()
+        self._upload()
+        if self._bucket:
+            shutil.rmtree(self._local)
+
+    def _upload(self) -> None:
+        for name in files.names_within(pathlib.Path(self._local)) if self._bucket else ():
+            files.atomic_write(self._bucket / name, pathlib.Path(self._local, name).read_bytes())
 
 
 class JournalWriter:

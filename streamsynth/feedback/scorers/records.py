@@ -17,10 +17,10 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from streamsynth.runtime import journal
+from streamsynth.runtime.files import PathLike
 
 Where = tuple[str | int, ...]  # (purpose, *steps)
 Record = Mapping[str, Any]
@@ -29,7 +29,7 @@ Record = Mapping[str, Any]
 class Records:
     """What one scorer has answered so far. The newest record of a place counts."""
 
-    def __init__(self, path: Path | None):
+    def __init__(self, path: PathLike | None):
         """Reads the journal at `path`, where there is one; None keeps nothing on disk."""
         self._path, self._journal = path, None
         self._found: dict[Where, Record] = {}
