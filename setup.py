@@ -28,7 +28,10 @@ setup(
         "tokenizers>=0.22",
     ],
     extras_require={
+        # Workdirs in a bucket (gs://BUCKET/NAME).
+        "gcs": ["etils[epath,epath-gcs]>=1.13"],
         "test": [
+            "etils[epath,epath-gcs]>=1.13",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "nbclient>=0.10",

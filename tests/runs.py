@@ -81,11 +81,12 @@ def start(argv: list[str], *folders: Path) -> subprocess.Popen:
     )
 
 
-def finish(argv: list[str], *folders: Path) -> None:
-    """Runs the command to its end."""
+def finish(argv: list[str], *folders: Path) -> str:
+    """Runs the command to its end; returns what it said."""
     process = start(argv, *folders)
     _, stderr = process.communicate()
     assert process.returncode == 0, stderr[-3000:]
+    return stderr
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -152,8 +152,9 @@ _TRAINS = """
         jax.eval_shape(lambda: init_params(config, jax.random.key(0))), logical_axes(config), mesh)
     params = {"params": jax.device_put(init_params(config, jax.random.key(0)), shardings)}
     optimizer = make_optimizer(optimizer_keys(learning_rate=1e-2, warmup=0), 20)
+    whole = mesh_lib.replicated(mesh)
     opt_state = jax.tree.map(
-        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, mesh_lib.replicated(mesh)),
+        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole),
         jax.jit(optimizer.init)(params))
     checkpoints = Checkpoints(folder, asynchronous=True)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,14 +18,11 @@ import runs
 MID_TURN, MID_SECOND_TURN = 4, 10
 
 
-def kill_after_checkpoint(argv: list[str], workdir: Path, step: int, delay: float = 0.0) -> None:
-    """Starts the command and kills it once checkpoint `step` or a later one is there."""
-    process = runs.start(argv)
-    while not any(
-        path.name.isdecimal() and int(path.name) >= step for path in (workdir / "checkpoints").glob("*")
-    ):
+def kill(process: subprocess.Popen, workdir: Path, until: Callable[[], bool], delay: float = 0.0) -> None:
+    """Kills a command that was started once `until` is true."""
+    while not until():
         assert process.poll() is None, process.stderr.read()[-3000:]
-        time.sleep(0.005)
+        time.sleep(0.001)
     time.sleep(delay)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -30,24 +30,51 @@ def kill_after_checkpoint(argv: list[str], workdir: Path, step: int, delay: floa
     assert not (workdir / "summary.json").exists()
 
 
-def test_killed_in_the_middle_of_a_turn(finished, tmp_path):
-    argv = runs.arguments(finished.cache, tmp_path / "run")
-    kill_after_checkpoint(argv, tmp_path / "run", MID_TURN)
-    runs.finish(argv)
-    assert runs.outcome(tmp_path / "run") == runs.outcome(finished.workdir)
+def complete(workdir: Path) -> list[int]:
+    """The complete checkpoints, oldest first."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def in_flight(workdir: Path) -> list[int]:
+    """The checkpoints that are being written, or that a kill left half-written."""
+    return [int(path.name.partition(".")[0]) for path in (workdir / "checkpoints").glob("*-tmp")]
+
+
+def kill_after_checkpoint(argv: list[str], workdir: Path, step: int, delay: float = 0.0) -> None:
+    """Starts the command and kills it once checkpoint `step` or a later one is there."""
+    kill(runs.start(argv), workdir, lambda: max(complete(workdir), default=-1) >= step, delay)
+
+
+def kill_in_checkpoint(argv: list[str], workdir: Path, step: int) -> None:
+    """Starts the command and kills it while checkpoint `step` or a later one is written."""
+    kill(runs.start(argv), workdir, lambda: max(in_flight(workdir), default=-1) >= step)
+    [half] = [step for step in in_flight(workdir) if step > max(complete(workdir), default=-1)]
+    assert half >= step
+
+
+def test_three_kills_and_a_half_written_checkpoint(finished, tmp_path):
+    """While a checkpoint is written, at a random moment, while another is; then the newest is damaged."""
+    workdir = tmp_path / "run"
+    argv = runs.arguments(finished.cache, workdir)
+    kill_in_checkpoint(argv, workdir, MID_TURN)
+    kill_after_checkpoint(argv, workdir, MID_TURN + 1, delay=random.Random(0).uniform(0, 0.5))
+    kill_in_checkpoint(argv, workdir, MID_SECOND_TURN)
+    _, newest = complete(workdir)[-2:]
+    arrays = workdir / "checkpoints" / str(newest) / "state"
+    largest = max(
+        (path for path in arrays.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size
+    )
+    os.truncate(largest, largest.stat().st_size // 2)
+    said = runs.finish(argv)
+    assert f"damaged: checkpoint {newest} (state/" in said
+    assert (workdir / "checkpoints" / f"{newest}.damaged").is_dir()
+    assert runs.outcome(workdir) == runs.outcome(finished.workdir)
 
 
 @pytest.mark.slow
 def test_two_runs_without_a_kill_agree(finished, tmp_path):
     runs.finish(runs.arguments(finished.cache, tmp_path / "run"))
-    assert runs.outcome(tmp_path / "run") == runs.outcome(finished.workdir)
-
-
-@pytest.mark.slow
-def test_killed_while_the_second_task_is_learned(finished, tmp_path):
-    argv = runs.arguments(finished.cache, tmp_path / "run")
-    kill_after_checkpoint(argv, tmp_path / "run", MID_SECOND_TURN)
-    runs.finish(argv)
     assert runs.outcome(tmp_path / "run") == runs.outcome(finished.workdir)
 
 
