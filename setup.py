@@ -29,9 +29,9 @@ setup(
     ],
     extras_require={
         # Workdirs in a bucket (gs://BUCKET/NAME).
-        "gcs": ["etils[epath,epath-gcs]>=1.13"],
+        "gcs": ["etils[epath,epath-gcs]>=1.15"],
         "test": [
-            "etils[epath,epath-gcs]>=1.13",
+            "etils[epath,epath-gcs]>=1.15",
             "hypothesis>=6.100",
             "ipykernel>=6.29",
             "nbclient>=0.10",

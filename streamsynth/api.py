@@ -22,6 +22,7 @@ from streamsynth import config as config_lib
 from streamsynth import synthesize as synthesize_lib
 from streamsynth import train as train_lib
 from streamsynth import weights as weights_lib
+from streamsynth.defaults import default_config
 from streamsynth.errors import UserError
 from streamsynth.evaluation import report as report_lib
 from streamsynth.feedback.scorers import specs as scorer_specs
@@ -202,6 +203,10 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     """The fixed parts and the latest state of a run."""
     place = Workdir(workdir)
     config = place.config()
+    try:
+        mesh_lib.make_mesh(config.mesh.to_dict())
+    except UserError:  # a run may be read on other devices than it was trained on
+        config.mesh = default_config().mesh
     assemble_lib.check(config)
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
