@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 from jax.sharding import Mesh
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load_file, save
 
 from streamsynth.errors import UserError
 from streamsynth.policy.attention import RopeScaling
@@ -25,7 +25,7 @@ from streamsynth.policy.tokenizer import MarkerTokenizer, Tokenizer
 from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.policy.transformer import Transformer, TransformerConfig, logical_axes, param_shapes
 from streamsynth.runtime import mesh as mesh_lib
-from streamsynth.runtime.files import as_path, atomic_write
+from streamsynth.runtime.files import as_path, atomic_write, local_copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +106,8 @@ def load_policy(directory: str | os.PathLike[str]) -> Policy:
         card = json.loads((directory / "policy.json").read_text())
         config, digest = _config(card["transformer"]), str(card["hash"])
         context = int(card["context"])
-        params = load((directory / "params.safetensors").read_bytes())
+        with local_copy(directory / "params.safetensors") as path:
+            params = load_file(path)
         tokenizer = load_tokenizer(directory)
         _check_shapes(config, params)
         if isinstance(tokenizer, MarkerTokenizer) and tokenizer.vocab_size != config.vocab_size:

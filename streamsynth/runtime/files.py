@@ -6,11 +6,13 @@ same names. What differs is here: a bucket replaces an object whole or not at al
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import pathlib
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -77,6 +79,18 @@ def sync_folder(folder: PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def local_copy(path: Any) -> Iterator[pathlib.Path]:
+    """A local file with the content of `path`, for libraries that open files: itself where it is local."""
+    if is_local(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="streamsynth-") as folder:
+        copied = pathlib.Path(folder, path.name)
+        copied.write_bytes(path.read_bytes())
+        yield copied
 
 
 def size(path: Any) -> int:
