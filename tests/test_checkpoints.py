@@ -336,7 +336,7 @@ def test_a_reader_leaves_a_checkpoint_alone_that_another_process_writes(two, tmp
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     (folder / "7.orbax-checkpoint-tmp").mkdir()
-    reader = Checkpoints(folder)
+    reader = Checkpoints(folder, keep=1)
     assert reader.last_whole() == 5
     reader.restore(5, reader.shapes(5))
     reader.close()

@@ -80,7 +80,8 @@ def test_a_changed_prefix_or_key_is_refused(finished, change, sentence, capsys):
 
 def test_keys_that_change_nothing_of_the_result_may_change(finished):
     workdir = api.Workdir(finished.workdir)
-    assert workdir.check(runs.config(finished.cache / "elsewhere", checkpoint__keep="5")) == len(TASKS)
+    free = {"checkpoint__keep": "5", "checkpoint__asynchronous": "False", "mesh__data": "1"}
+    assert workdir.check(runs.config(finished.cache / "elsewhere", **free)) == len(TASKS)
 
 
 def test_a_new_stream_with_old_experience(finished, tmp_path):

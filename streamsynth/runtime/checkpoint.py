@@ -56,6 +56,7 @@ class Checkpoints:
         self.keep = keep
         self.asynchronous = asynchronous
         self._writing: int | None = None
+        self._has_written = False  # who only reads removes nothing
         self._damage: dict[int, str] = {}  # of the checkpoints that were looked at; "" is none
 
     @functools.cached_property
@@ -94,7 +95,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             self._clear_away()
         self._damage = {}
-        self._writing = step
+        self._writing, self._has_written = step, True
         self._checkpointer.save(
             self.directory / str(step),
             args=ocp.args.Composite(
@@ -109,7 +110,7 @@ class Checkpoints:
     def wait(self) -> None:
         """Returns when no checkpoint is being written any more; raises what made one fail."""
         self._finish()
-        if "_checkpointer" in self.__dict__ and jax.process_index() == 0:
+        if self._has_written and jax.process_index() == 0:
             self._prune()
 
     def latest_step(self) -> int | None:
