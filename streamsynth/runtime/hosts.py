@@ -188,7 +188,7 @@ def together(
       UserError: the processes do not find each other.
     """
     global _line
-    # XLA's CPU client takes as many threads as this says, by default one a core. Every simulated device blocks
+    # XLA's CPU client has as many threads as this says, by default one a core. Each simulated device blocks
     # one in a collective: with too few, two programs wait for each other for ever. Accelerators need none.
     os.environ.setdefault("NPROC", str(max(_CPU_THREADS, os.cpu_count() or 1)))
     try:
