@@ -134,7 +134,7 @@ def check(config: Any) -> None:
 
 def _check_replay(config: Any) -> None:
     """Whether what a step replays fits into a buffer."""
-    c, asked = config.replay, _scheduler(config).max_replayed
+    c, asked = config.replay, scheduler_config(config).max_replayed
     if c.elite_share + c.leverage_share > 1:
         raise UserError(
             f"replay.elite_share = {c.elite_share} and replay.leverage_share = {c.leverage_share} are "
@@ -242,7 +242,7 @@ def assemble(
         ),
         objective=objective_config(config.objective),
         rivals=rivals.RivalConfig(**config.rivals.to_dict()),
-        scheduler=_scheduler(config),
+        scheduler=scheduler_config(config),
         patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),
         experience=experience,
         place=lambda tree: jax.device_put(tree, batch),
@@ -263,7 +263,8 @@ def task_reward(context: JudgeContext, feedback: Any, scorers: dict[str, Scorer]
     return make_reward(context, f.judges.to_dict(), scorers, f.secondary.to_dict(), f.accept)
 
 
-def _scheduler(config: Any) -> scheduler.Config:
+def scheduler_config(config: Any) -> scheduler.Config:
+    """The scheduler's constants, by the groups `scheduler`, `replay` and `rollout` of the config."""
     keys, share = config.scheduler.to_dict(), config.replay.share
     if config.stream.experience == "isolated":  # it has no past to replay or to probe
         keys, share = keys | {"probe_every": 0}, 0.0
@@ -313,21 +314,31 @@ def first_state(setting: Setting) -> RunState:
 
 
 def _optimizer_state(setting: Setting, params: Any) -> Any:
-    """A fresh state of the optimizer: what has the path and shape of a parameter lies as that does.
+    """A fresh state of the optimizer.
 
     Its zeros follow from nothing, and by themselves would come to lie whole on every device.
     """
+    shardings = optimizer_shardings(setting.optimizer, params, setting.mesh)
+    return jax.jit(setting.optimizer.init, out_shardings=shardings)(params)
+
+
+def optimizer_shardings(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
+    """Where an optimizer's state lies: what has the path and shape of a parameter lies as that does.
+
+    Args:
+      optimizer: of the parameters.
+      params: placed arrays, or `jax.ShapeDtypeStruct`s with a sharding.
+      mesh: on which everything else lies whole.
+    """
     of_params = dict(jax.tree_util.tree_leaves_with_path(params))
     depths = {len(path) for path in of_params}
-    everywhere = mesh_lib.replicated(setting.mesh)
+    everywhere = mesh_lib.replicated(mesh)
 
     def place(path: tuple, leaf: Any) -> Any:
         found = (of_params.get(path[-depth:]) for depth in depths)
         return next((p.sharding for p in found if p is not None and p.shape == leaf.shape), everywhere)
 
-    shapes = jax.eval_shape(setting.optimizer.init, params)
-    shardings = jax.tree_util.tree_map_with_path(place, shapes)
-    return jax.jit(setting.optimizer.init, out_shardings=shardings)(params)
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
 
 
 def trained(setting: Setting, state: RunState) -> Any:
