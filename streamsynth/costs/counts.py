@@ -170,10 +170,17 @@ def gradient(config: TransformerConfig, batch: Batch, positions: int, microbatch
     frozen = config.lora is not None
     layers = read_prompts(config, batch) + read_completions(config, batch)
     backward = 1 if frozen else 2
-    passes = 1 + backward + config.remat
-    flops = passes * layers + (2 + backward) * head(config, positions)
+    flops = (1 + backward) * layers + (2 + backward) * head(config, positions)
+    if config.remat:
+        flops += layers - _not_recomputed(config, batch)
     reads = (2 + config.remat) * microbatches
     return Costs(flops, weight_bytes=float(reads * network_bytes(config)))
+
+
+def _not_recomputed(config: TransformerConfig, batch: Batch) -> float:
+    """FLOPs of each layer's last product, which no gradient needs again unless a norm follows it."""
+    tokens = batch.prompts * batch.prompt_length + batch.completions * batch.completion_length
+    return 0.0 if config.post_norms else 2.0 * config.layers * tokens * config.mlp_width * config.width
 
 
 def optimizer_step(trained: int, param_bytes: int, state_bytes: int) -> Costs:

@@ -155,11 +155,38 @@ def trip_count(module: Module, inside: dict[str, Instruction], loop: Instruction
     """How often a `while` in the computation `inside` turns, at most; None where nothing says it."""
     if known := re.search(r'known_trip_count"?:\s*\{"n":"(\d+)"', loop.rest):
         return int(known[1])
-    condition = module.computations[re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]]
+    condition = _unfused(module, re.search(r"condition=%?([\w.\-]+)", loop.rest)[1])
     [root] = [line for line in condition.values() if line.root]
     bounds = [_bound(condition, inside, loop, compare) for compare in _compared(condition, root)]
     bounds = [bound for bound in bounds if bound is not None]
     return max(min(bounds), 0) if bounds else None
+
+
+def _unfused(module: Module, name: str) -> dict[str, Instruction]:
+    """The lines of a computation, with those of its fusions in their place."""
+    lines = {}
+    for line in module.computations[name].values():
+        if line.opcode != "fusion":
+            lines[line.name] = line
+            continue
+        called = _called(line)[0]
+        for inner in _unfused(module, called).values():
+            own = f"{line.name}/{inner.name}"
+            if inner.opcode == "parameter":
+                handed = dataclasses.replace(
+                    inner, opcode="copy", operands=(line.operands[int(inner.operands[0])],)
+                )
+            else:
+                handed = dataclasses.replace(
+                    inner,
+                    operands=tuple(f"{line.name}/{o}" for o in inner.operands)
+                    if inner.opcode != "constant"
+                    else inner.operands,
+                )
+            lines[own] = dataclasses.replace(handed, name=own, root=False)
+            if inner.root:
+                lines[line.name] = dataclasses.replace(line, opcode="copy", operands=(own,))
+    return lines
 
 
 def _compared(condition: dict[str, Instruction], line: Instruction) -> Iterator[Instruction]:
