@@ -27,9 +27,9 @@ from streamsynth.learner.objective import ObjectiveConfig, objective_config
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import RunState, new_buffer, new_state
 from streamsynth.policy.families import own_config
-from streamsynth.policy.lora import adapter_axes, init_adapter, merge
+from streamsynth.policy.lora import init_adapter, merge
+from streamsynth.policy.placement import check_network, optimizer_shardings, variable_shardings
 from streamsynth.policy.store import Policy
-from streamsynth.policy.transformer import logical_axes
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.formats import make_format
@@ -94,6 +94,7 @@ def check(config: Any) -> None:
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     mesh_lib.check_batch(config.rollout.prompts, "rollout.prompts", mesh)
     mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
+    check_microbatches(config, mesh)
     sources = scorer_specs.sources(config)
     check_judges(config.feedback.judges.to_dict(), sources)
     rivals.check(config, resolve(config.objective))
@@ -119,9 +120,11 @@ def check(config: Any) -> None:
             f"supervised.early_stop = {config.supervised.early_stop} stops by the loss on held-out examples: "
             "set supervised.held_out to 1 or more."
         )
-    own_config(config.policy, config.policy.vocab_size)
+    network = own_config(config.policy, config.policy.vocab_size)
     folder = weights_folder(config)
-    form = None if folder is None else check_weights(config, folder)
+    if folder is None:  # its tokenizer will say how many tokens there are
+        check_network(network, mesh, vocabulary=False)
+    form = None if folder is None else check_weights(config, folder, mesh)
     if folder is None and config.policy.format not in ("auto", "markers"):
         raise UserError(
             f'policy.format = "{config.policy.format}" is for named weights, and ours are trained on '
@@ -130,6 +133,16 @@ def check(config: Any) -> None:
     if config.stream.proposed_attributes:
         check_proposals(form)
     pretrain.check_sources(config)
+
+
+def check_microbatches(config: Any, mesh: Mesh) -> None:
+    """Raises UserError unless each microbatch has whole groups, and some for every device."""
+    count, prompts, parts = config.learner.microbatches, config.rollout.prompts, mesh_lib.shards(mesh)
+    if prompts % (count * parts):
+        raise UserError(
+            f"learner.microbatches = {count} does not divide rollout.prompts = {prompts} into parts of a "
+            f"multiple of mesh.data x mesh.fsdp = {parts} prompts: change one of them."
+        )
 
 
 def _check_replay(config: Any) -> None:
@@ -208,10 +221,7 @@ def assemble(
     if network.lora is None:
         initial, frozen = policy.variables, {}
     else:
-        adapter = init_adapter(network.lora, policy.params, purpose_key(config.seed, "adapter"))
-        axes = adapter_axes(network.lora, logical_axes(network))
-        adapter_shardings = mesh_lib.param_shardings(adapter, axes, mesh)
-        initial, frozen = {"lora": jax.device_put(adapter, adapter_shardings)}, policy.variables
+        initial, frozen = _fresh_adapter(config, policy, mesh), policy.variables
     batch = mesh_lib.batch_sharding(mesh)
     encoder = load_encoder(f.encoder) if _asks_for_encoder(f) else None
     scorers = scorer_specs.make_scorers(config, scores)
@@ -240,13 +250,26 @@ def assemble(
             config.learner.steps * len(tasks),
             master=network.lora is None and network.param_dtype != "float32",
         ),
-        objective=objective_config(config.objective),
+        objective=objective_config(config.objective, config.learner.microbatches),
         rivals=rivals.RivalConfig(**config.rivals.to_dict()),
         scheduler=scheduler_config(config),
         patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),
         experience=experience,
         place=lambda tree: jax.device_put(tree, batch),
     )
+
+
+def _fresh_adapter(config: Any, policy: Policy, mesh: Mesh) -> dict[str, Any]:
+    """The adapter before anything, made where its shards lie."""
+    network = policy.model.config
+    shapes = jax.eval_shape(lambda: policy.params)
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        return {"lora": init_adapter(network.lora, shapes, key)}
+
+    key = purpose_key(config.seed, "adapter")
+    shardings = variable_shardings(network, jax.eval_shape(init, key), mesh)
+    return jax.jit(init, out_shardings=shardings)(key)
 
 
 def _asks_for_encoder(feedback: Any) -> bool:
@@ -318,27 +341,9 @@ def _optimizer_state(setting: Setting, params: Any) -> Any:
 
     Its zeros follow from nothing, and by themselves would come to lie whole on every device.
     """
-    shardings = optimizer_shardings(setting.optimizer, params, setting.mesh)
+    shapes = jax.eval_shape(setting.optimizer.init, params)
+    shardings = optimizer_shardings(setting.model.config, shapes, params, setting.mesh)
     return jax.jit(setting.optimizer.init, out_shardings=shardings)(params)
-
-
-def optimizer_shardings(optimizer: optax.GradientTransformation, params: Any, mesh: Mesh) -> Any:
-    """Where an optimizer's state lies: what has the path and shape of a parameter lies as that does.
-
-    Args:
-      optimizer: of the parameters.
-      params: placed arrays, or `jax.ShapeDtypeStruct`s with a sharding.
-      mesh: on which everything else lies whole.
-    """
-    of_params = dict(jax.tree_util.tree_leaves_with_path(params))
-    depths = {len(path) for path in of_params}
-    everywhere = mesh_lib.replicated(mesh)
-
-    def place(path: tuple, leaf: Any) -> Any:
-        found = (of_params.get(path[-depth:]) for depth in depths)
-        return next((p.sharding for p in found if p is not None and p.shape == leaf.shape), everywhere)
-
-    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, params))
 
 
 def trained(setting: Setting, state: RunState) -> Any:

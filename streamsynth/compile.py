@@ -180,7 +180,7 @@ def _keys(config: Any, mesh: Any) -> fit.Keys:
         **dict(mesh.shape),
         prompts=config.rollout.prompts,
         samples=config.rollout.samples,
-        microbatches=config.learner.get("microbatches", 1),
+        microbatches=config.learner.microbatches,
         remat=config.policy.remat,
         rank=config.policy.lora.rank,
         chunk=config.objective.chunk,

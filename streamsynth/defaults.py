@@ -127,6 +127,7 @@ def default_config() -> ConfigDict:
             ),
             learner=dict(
                 steps=8,  # by reward, a turn
+                microbatches=1,  # of rollout.prompts, differentiated one after another to save memory
                 kl_reference="turn",  # the policy at the turn's start; or "base"
                 reward="credit",  # ours; or "quality", "shared", "darling", "dqo", "mmr", "release"
             ),
@@ -150,7 +151,7 @@ def default_config() -> ConfigDict:
                 replay_cap=2.0,
                 drift_limit=2.0,
                 cloning_weight=0.0,
-                chunk=1024,  # positions whose logits exist at one time
+                chunk=1024,  # positions whose logits exist at one time on a device
             ),
             optimizer=optimizer(learning_rate=4e-4),
             supervised=dict(  # how a turn starts: tuning to the examples and to what is kept of a first go

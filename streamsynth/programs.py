@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from streamsynth.assemble import optimizer_shardings, scheduler_config
+from streamsynth.assemble import check_microbatches, scheduler_config
 from streamsynth.costs import counts
 from streamsynth.costs.counts import Batch, Costs
 from streamsynth.feedback.judge import label_loglikelihood
@@ -26,9 +26,10 @@ from streamsynth.learner.state import new_buffer
 from streamsynth.learner.supervised import SupervisedBatch, supervised_step
 from streamsynth.learner.update import update
 from streamsynth.policy.logprobs import mean_hidden, sequence_logprobs
-from streamsynth.policy.lora import adapter_axes, init_adapter
+from streamsynth.policy.lora import init_adapter
+from streamsynth.policy.placement import check_network, optimizer_shardings, variable_shardings
 from streamsynth.policy.rollout import rollout
-from streamsynth.policy.transformer import Transformer, TransformerConfig, logical_axes, param_shapes
+from streamsynth.policy.transformer import Transformer, TransformerConfig, param_shapes
 from streamsynth.pytrees import Prompts
 from streamsynth.runtime import mesh as mesh_lib
 
@@ -111,25 +112,25 @@ def make_kept(
     Raises:
       UserError: the mesh does not divide the network.
     """
-    shapes, axes = param_shapes(network), logical_axes(network)
-    params = {"params": _placed(shapes, mesh_lib.param_shardings(shapes, axes, mesh))}
-    trained, frozen = params, {}
+    check_network(network, mesh)
+    shapes = param_shapes(network)
+    trained, frozen = {"params": shapes}, {}
     if network.lora is not None:
         adapter = jax.eval_shape(lambda: init_adapter(network.lora, shapes, jax.random.key(0)))
-        placed = mesh_lib.param_shardings(adapter, adapter_axes(network.lora, axes), mesh)
-        trained, frozen = {"lora": _placed(adapter, placed)}, params
+        trained, frozen = {"lora": adapter}, trained
+    trained, frozen = (_placed(tree, variable_shardings(network, tree, mesh)) for tree in (trained, frozen))
     optimizer = make_optimizer(
         config.optimizer,
         max(config.learner.steps, 1) * len(config.stream.tasks),
         master=network.lora is None and network.param_dtype != "float32",
     )
     opt_state = jax.eval_shape(optimizer.init, trained)
-    opt_state = _placed(opt_state, optimizer_shardings(optimizer, trained, mesh))
+    opt_state = _placed(opt_state, optimizer_shardings(network, opt_state, trained, mesh))
     stops_early = config.supervised.early_stop and config.supervised.held_out
     copies = (trained, opt_state) if stops_early else ()
     buffer = jax.eval_shape(lambda: new_buffer(config))
-    everywhere = mesh_lib.replicated(mesh)
-    replay = [_placed(buffer, jax.tree.map(lambda _: everywhere, buffer)) for _ in config.stream.tasks]
+    lies = jax.tree.map(lambda leaf: mesh_lib.sharding("replay", mesh, leaf.shape), buffer)
+    replay = [_placed(buffer, lies) for _ in config.stream.tasks]
     return Kept(trained, frozen, trained, trained, opt_state, copies, replay), optimizer
 
 
@@ -147,6 +148,7 @@ def declared(config: Any, network: TransformerConfig, mesh: Mesh) -> tuple[Progr
     r, e = config.rollout, config.evaluation
     for count, key in ((r.prompts, "rollout.prompts"), (e.prompts, "evaluation.prompts")):
         mesh_lib.check_batch(count, key, mesh)
+    check_microbatches(config, mesh)
     of = _Run(config, network, mesh, *make_kept(config, network, mesh))
     step, asked = of.sized(r.prompts, r.samples), of.sized(e.prompts, e.samples)
     found = [of.rollout("rollout", step), of.reference(step), of.update(step), of.supervised()]
@@ -172,6 +174,10 @@ class _Run:
     @property
     def model(self) -> Transformer:
         return Transformer(self.network)
+
+    @property
+    def microbatches(self) -> int:
+        return self.config.learner.microbatches
 
     def beside(self, *arguments: str) -> int:
         """Bytes on one device of what is kept but for the parts that a program is given."""
@@ -201,13 +207,13 @@ class _Run:
             shapes=_named(batch),
             function=sequence_logprobs,
             args=(self.model, policy, self._prompts(batch), *self._texts(batch), _SCALAR),
-            kwargs=dict(chunk=self.config.objective.chunk),
-            costs=counts.logprobs(self.network, batch, self._positions(batch)),
+            kwargs=dict(chunk=self.config.objective.chunk, microbatches=self.microbatches),
+            costs=counts.logprobs(self.network, batch, self._positions(batch, self.microbatches)),
             beside=self.beside("reference", "frozen"),
         )
 
     def update(self, batch: Batch) -> Program:
-        extra = {"advantage": self._array(jnp.float32, batch.completions)}
+        extra = {"advantage": self._array("scores", jnp.float32, batch.completions)}
         fresh = Fresh(
             self._prompts(batch), *self._texts(batch), self._logprobs(batch), self._logprobs(batch), **extra
         )
@@ -215,12 +221,12 @@ class _Run:
         count = scheduler_config(self.config).max_replayed
         if count:
             alone = self.sized(count, 1)
-            flags = {name: self._array(jnp.bool_, count) for name in ("elite", "valid")}
+            flags = {name: self._array("scores", jnp.bool_, count) for name in ("elite", "valid")}
             replayed = Replayed(
                 self._prompts(alone),
                 *self._texts(alone),
                 self._logprobs(alone),
-                self._array(jnp.float32, count),
+                self._array("scores", jnp.float32, count),
                 **flags,
             )
             costs, shapes = costs + self._gradient(alone), f"{shapes}, and {count} replayed"
@@ -231,7 +237,7 @@ class _Run:
             args=(
                 self.model,
                 self.optimizer,
-                objective_config(self.config.objective),
+                objective_config(self.config.objective, self.microbatches),
                 self.kept.trained,
                 self.kept.frozen,
                 self.kept.opt_state,
@@ -247,10 +253,12 @@ class _Run:
     def supervised(self) -> Program:
         s = self.config.supervised
         batch = self.sized(self.config.rollout.prompts, s.samples)
-        positions = self._positions(batch)
+        positions = self._positions(batch, self.microbatches)
         if s.prompt_weight:
-            read = batch.prompts * (batch.prompt_length - 1)
-            positions += counts.chunk_positions(read, self.config.objective.chunk)
+            prompts = self.sized(batch.prompts, 1)
+            read = dataclasses.replace(prompts, completion_length=batch.prompt_length - 1)
+            positions += self._positions(read, self.microbatches)
+        costs = counts.gradient(self.network, batch, positions, self.microbatches)
         return Program(
             name="supervised",
             shapes=_named(batch),
@@ -264,8 +272,12 @@ class _Run:
                 SupervisedBatch(self._prompts(batch), *self._texts(batch)),
                 _SCALAR,
             ),
-            kwargs=dict(prompt_weight=s.prompt_weight, chunk=self.config.objective.chunk),
-            costs=counts.gradient(self.network, batch, positions) + self._step(),
+            kwargs=dict(
+                prompt_weight=s.prompt_weight,
+                chunk=self.config.objective.chunk,
+                microbatches=self.microbatches,
+            ),
+            costs=costs + self._step(),
             beside=self.beside("trained", "frozen", "opt_state"),
         )
 
@@ -301,41 +313,41 @@ class _Run:
         return self.kept.frozen or self.kept.base
 
     def _gradient(self, batch: Batch) -> Costs:
-        return counts.gradient(self.network, batch, self._positions(batch))
+        positions = self._positions(batch, self.microbatches)
+        return counts.gradient(self.network, batch, positions, self.microbatches)
 
     def _step(self) -> Costs:
         count = self.kept.trained_parameters
         return counts.optimizer_step(count, _bytes(self.kept.trained), _bytes(self.kept.opt_state))
 
-    def _positions(self, batch: Batch) -> int:
-        """Whose logits are computed."""
-        size = batch.completions * batch.completion_length
-        return counts.chunk_positions(size, self.config.objective.chunk)
+    def _positions(self, batch: Batch, microbatches: int = 1) -> int:
+        """Whose logits are computed: each device fills the last chunk of its part of each microbatch."""
+        parts = microbatches * mesh_lib.shards(self.mesh)
+        own = -(-batch.completions // parts) * batch.completion_length
+        return parts * counts.chunk_positions(own, self.config.objective.chunk)
 
-    def _array(self, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-        shards = int(np.prod([self.mesh.shape[axis] for axis in mesh_lib.BATCH_AXES]))
-        split = shape[0] % shards == 0
-        where = mesh_lib.batch_sharding(self.mesh) if split else mesh_lib.replicated(self.mesh)
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+    def _array(self, row: str, dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        """An array of a row of `runtime.mesh.ARRAYS`."""
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=mesh_lib.sharding(row, self.mesh, shape))
 
     def _prompts(self, batch: Batch) -> Prompts:
         shape = batch.prompts, batch.prompt_length
         return Prompts(
-            tokens=self._array(jnp.int32, *shape),
-            mask=self._array(jnp.bool_, *shape),
-            label=self._array(jnp.int32, batch.prompts),
-            strategy=self._array(jnp.int32, batch.prompts),
+            tokens=self._array("prompts", jnp.int32, *shape),
+            mask=self._array("prompts", jnp.bool_, *shape),
+            label=self._array("prompts", jnp.int32, batch.prompts),
+            strategy=self._array("prompts", jnp.int32, batch.prompts),
         )
 
     def _texts(self, batch: Batch) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         shape = batch.completions, batch.completion_length
-        return self._array(jnp.int32, *shape), self._array(jnp.bool_, *shape)
+        return self._array("rollouts", jnp.int32, *shape), self._array("rollouts", jnp.bool_, *shape)
 
     def _logprobs(self, batch: Batch) -> jax.ShapeDtypeStruct:
-        return self._array(jnp.float32, batch.completions, batch.completion_length)
+        return self._array("rollouts", jnp.float32, batch.completions, batch.completion_length)
 
     def _keys(self, batch: Batch) -> jax.ShapeDtypeStruct:
-        return self._array(jax.random.key(0).dtype, batch.completions)
+        return self._array("keys", jax.random.key(0).dtype, batch.completions)
 
 
 _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)

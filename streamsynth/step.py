@@ -127,6 +127,7 @@ def _adherence(setting: Setting, task: Task, written: Written) -> np.ndarray:
         written.rollouts.mask,
         samples=setting.config.rollout.samples,
         chunk=setting.config.objective.chunk,
+        microbatches=setting.config.learner.microbatches,
     )
 
 
@@ -166,6 +167,7 @@ def updated(
             rollouts.mask,
             temperature,
             chunk=config.objective.chunk,
+            microbatches=config.learner.microbatches,
         ),
         advantage=assessment.advantage,
     )

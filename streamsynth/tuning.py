@@ -62,6 +62,7 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
             np.float32(config.rollout.temperature),
             prompt_weight=s.prompt_weight,
             chunk=config.objective.chunk,
+            microbatches=config.learner.microbatches,
         )
         steps += 1
         if stop and (steps % s.measure_every == 0 or steps == s.steps):

@@ -99,6 +99,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "feedback.max_words",
         "feedback.utility.steps",
         "feedback.width",
+        "learner.microbatches",
         "objective.chunk",
         "policy.heads",
         "policy.kv_heads",

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from streamsynth import pretrain
 from streamsynth.errors import UserError
 from streamsynth.learner.proposals import propose
 from streamsynth.policy.families import choices
 from streamsynth.policy.huggingface.architectures import read_config, read_context
+from streamsynth.policy.placement import check_network
 from streamsynth.policy.store import Policy, load_policy, named_weights, read_weights
 from streamsynth.policy.tokenizer_files import load_tokenizer
 from streamsynth.runtime import mesh as mesh_lib
@@ -71,10 +73,11 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
     return policy
 
 
-def check_weights(config: Any, folder: str) -> PromptFormat:
+def check_weights(config: Any, folder: str, mesh: Mesh) -> PromptFormat:
     """What can be said of named weights without reading them; returns the format of their prompts."""
     r = config.rollout
     network = read_config(folder, **choices(config.policy))
+    check_network(network, mesh)
     tokenizer = load_tokenizer(folder)
     form = make_format(config.policy.format, tokenizer, r.prompt_length, r.completion_length)
     context, wanted = read_context(folder), r.prompt_length + r.completion_length

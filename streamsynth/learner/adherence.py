@@ -34,6 +34,7 @@ def adherence(
     *,
     samples: int,
     chunk: int = 1024,
+    microbatches: int = 1,
 ) -> np.ndarray:
     """[N] float32 in [0, 1]: how much of its cell each text has, the mean over the task's attributes.
 
@@ -45,7 +46,8 @@ def adherence(
       label, cell: [N] int, what each was asked for.
       tokens, mask: [N, T], the texts.
       samples: G.
-      chunk: positions whose logits exist at one time.
+      chunk: positions whose logits exist at one time on a device.
+      microbatches: parts in which the texts are read, one after another.
     """
     cells = task.cells
     found = []
@@ -55,8 +57,9 @@ def adherence(
             values = [attribute.values[v] for v in asked]
             found.append([float(value.holds(text)) for value, text in zip(values, texts, strict=True)])
             continue
+        given = (label[::samples], tokens, mask, chunk, microbatches)
         read = [
-            _loglikelihood(model, base, form, task, attribute, v, label[::samples], tokens, mask, chunk)
+            _loglikelihood(model, base, form, task, attribute, v, *given)
             for v in range(len(attribute.values))
         ]
         posterior = np.asarray(jax.nn.softmax(np.stack(read, axis=1), axis=1))
@@ -75,10 +78,12 @@ def _loglikelihood(
     tokens: Array,
     mask: Array,
     chunk: int,
+    microbatches: int,
 ) -> np.ndarray:
     """log p_base(text | its label and this value), [N] float32, from the labels [B] of the groups."""
     strategy = STRATEGIES.index("label_only")
     wanted = [f"{attribute.name}: {attribute.values[value].name}"]
     rows = [form.prompt(task.brief, strategy, task.labels[k], (), (), wanted)[0] for k in label]
     prompts = form.pad_prompts(rows, label, np.full(len(rows), strategy))
-    return np.asarray(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, chunk=chunk).sum(-1))
+    sizes = dict(chunk=chunk, microbatches=microbatches)
+    return np.asarray(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, **sizes).sum(-1))

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from streamsynth.learner.choices import OBJECTIVES, Choices, resolve
+from streamsynth.policy import microbatches
 from streamsynth.policy.logprobs import group_logprobs
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
-from streamsynth.stream.replay import drift_mask, effective_sample_size, sequence_log_ratio, sequence_weight
+from streamsynth.stream.replay import drift_mask, effective_size, sequence_log_ratio, sequence_weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class ObjectiveConfig:
     replay_weight: of the replayed samples.  replay_cap: C, where sequence weights are truncated.
     drift_limit: nats beyond which a replayed sample with a negative advantage is dropped.
     cloning_weight: of behaviour cloning on replayed samples of quality 1 or nearly so.
-    chunk: positions whose logits exist at one time.
+    chunk: positions whose logits exist at one time on a device.
+    microbatches: parts in which a batch is differentiated, one after another.
     """
 
     choices: Choices = OBJECTIVES["streamsynth"]
@@ -37,12 +39,14 @@ class ObjectiveConfig:
     drift_limit: float = 2.0
     cloning_weight: float = 0.0
     chunk: int = 1024
+    microbatches: int = 1
 
 
-def objective_config(group: Any) -> ObjectiveConfig:
+def objective_config(group: Any, microbatches: int = 1) -> ObjectiveConfig:
     """From the config group `objective`. Raises UserError for an unknown name."""
-    fields = {field.name for field in dataclasses.fields(ObjectiveConfig)} - {"choices"}
-    return ObjectiveConfig(choices=resolve(group), **{name: group[name] for name in fields})
+    fields = {field.name for field in dataclasses.fields(ObjectiveConfig)} - {"choices", "microbatches"}
+    named = {name: group[name] for name in fields}
+    return ObjectiveConfig(choices=resolve(group), microbatches=microbatches, **named)
 
 
 @flax.struct.dataclass
@@ -88,47 +92,71 @@ def fresh_loss(
     unbiased and positive; what is differentiated is k2, whose gradient on-policy is that of KL(policy ||
     reference), while k3's is not (Schulman, "Approximating KL divergence", 2020).
     """
+    return _fresh_terms(model, variables, _weighed(batch, c), temperature, c)
+
+
+def _weighed(batch: Fresh, c: ObjectiveConfig) -> tuple[Fresh, Array, Array]:
+    """A batch with what each token weighs, [N, T], in its losses and in its other figures.
+
+    Both know the whole batch, so that a part of it has its share of every sum.
+    """
+    return batch, token_weights(batch.mask, c.choices.normaliser), token_weights(batch.mask, "tokens")
+
+
+def _fresh_terms(
+    model: Transformer,
+    variables: Any,
+    weighed: tuple[Fresh, Array, Array],
+    temperature: Array,
+    c: ObjectiveConfig,
+) -> tuple[Array, dict[str, Array]]:
+    batch, weight, share = weighed
     statistics = group_logprobs(
         model, variables, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk
     )
-    mask = batch.mask.astype(jnp.float32)
-    count = jnp.maximum(mask.sum(), 1.0)
-    normaliser, low, high = c.choices.normaliser, c.choices.clip_low, c.choices.clip_high
+    low, high = c.choices.clip_low, c.choices.clip_high
     ratio = jnp.exp(jnp.where(batch.mask, statistics.logprobs - batch.behaviour, 0.0))
     advantage = batch.advantage[:, None]
     clipped = jnp.clip(ratio, 1.0 - low, 1.0 + high)
     surrogate = jnp.minimum(ratio * advantage, clipped * advantage)
-    policy = -token_mean(surrogate, mask, normaliser)
+    policy = -(surrogate * weight).sum()
     gap = jnp.where(batch.mask, statistics.logprobs - batch.reference, 0.0)
-    k2 = 0.5 * token_mean(gap**2, mask, normaliser)
-    entropy = token_mean(statistics.entropy, mask, normaliser)
+    k2 = 0.5 * (gap**2 * weight).sum()
+    entropy = (statistics.entropy * weight).sum()
     # Before an update learner and sampler are one policy: what differs is their arithmetic.
     sampler = jnp.where(batch.mask, jnp.abs(statistics.logprobs - batch.behaviour), 0.0)
     loss = policy + c.kl_weight * k2 - c.entropy_weight * entropy
     return loss, {
         "loss/policy": policy,
         "loss/kl": c.kl_weight * k2,
-        "kl": ((jnp.exp(-gap) - 1.0 + gap) * mask).sum() / count,
-        "entropy": statistics.entropy.sum() / count,
-        "logprob/gap": sampler.sum() / count,
-        "clip_share": ((surrogate < ratio * advantage) * mask).sum() / count,
+        "kl": ((jnp.exp(-gap) - 1.0 + gap) * share).sum(),
+        "entropy": (statistics.entropy * share).sum(),
+        "logprob/gap": (sampler * share).sum(),
+        "clip_share": ((surrogate < ratio * advantage) * share).sum(),
     }
 
 
-def token_mean(values: Array, mask: Array, normaliser: str) -> Array:
-    """The sum of [N, T] values where `mask`, in {0, 1}, is 1, over a normaliser that `Choices` names."""
+def token_weights(mask: Array, normaliser: str) -> Array:
+    """[N, T] float32: what each token where `mask`, in {0, 1}, is 1 counts in a mean that `Choices` names."""
+    mask = mask.astype(jnp.float32)
     if normaliser == "sequence":
-        length = mask.sum(-1)
-        own = (values * mask).sum(-1) / jnp.maximum(length, 1.0)
-        return own.sum() / jnp.maximum((length > 0).sum(), 1)
-    norm = {"constant": mask.size, "tokens": jnp.maximum(mask.sum(), 1.0)}[normaliser]
-    return (values * mask).sum() / norm
+        length = mask.sum(-1, keepdims=True)
+        return mask / jnp.maximum(length, 1.0) / jnp.maximum((length > 0).sum(), 1)
+    return mask / {"constant": mask.size, "tokens": jnp.maximum(mask.sum(), 1.0)}[normaliser]
 
 
 def replayed_loss(
     model: Transformer, variables: Any, batch: Replayed, temperature: Array, c: ObjectiveConfig
 ) -> tuple[Array, dict[str, Array]]:
     """sg(min(C, pi / mu)) * A * log pi over whole sequences, and behaviour cloning where it has a weight."""
+    loss, sums = _replayed_terms(model, variables, batch, temperature, c, batch.mask.size)
+    return loss, _replayed_figures(sums)
+
+
+def _replayed_terms(
+    model: Transformer, variables: Any, batch: Replayed, temperature: Array, c: ObjectiveConfig, size: int
+) -> tuple[Array, dict[str, Array]]:
+    """The loss and figures of a batch, or of a part of it; `size` is M * T of the whole."""
     statistics = group_logprobs(
         model, variables, batch.prompts, batch.tokens, batch.mask, temperature, c.chunk
     )
@@ -137,16 +165,25 @@ def replayed_loss(
     log_ratio = sequence_log_ratio(statistics.logprobs, batch.behaviour, mask)
     kept = batch.valid & drift_mask(log_ratio, batch.advantage, c.drift_limit)
     sequence = (statistics.logprobs * mask).sum(-1)
-    policy = -(jnp.where(kept, weight * batch.advantage, 0.0) * sequence).sum() / mask.size
-    cloning = -(jnp.where(batch.valid & batch.elite, sequence, 0.0)).sum() / mask.size
+    policy = -(jnp.where(kept, weight * batch.advantage, 0.0) * sequence).sum() / size
+    cloning = -(jnp.where(batch.valid & batch.elite, sequence, 0.0)).sum() / size
     loss = c.replay_weight * policy + c.cloning_weight * cloning
+    weight = jnp.where(kept, weight, 0.0)
     return loss, {
         "replay/loss": c.replay_weight * policy,
         "replay/cloning": c.cloning_weight * cloning,
-        "replay/effective_samples": effective_sample_size(weight, kept),
+        "replay/weights": weight.sum(),
+        "replay/squares": (weight**2).sum(),
         "replay/samples": batch.valid.sum(),
         "replay/dropped": (batch.valid & ~kept).sum(),
     }
+
+
+def _replayed_figures(sums: dict[str, Array]) -> dict[str, Array]:
+    """What is logged, from what parts of a batch add up to."""
+    left = dict(sums)
+    size = effective_size(left.pop("replay/weights"), left.pop("replay/squares"))
+    return {**left, "replay/effective_samples": size}
 
 
 def gradients(
@@ -161,20 +198,33 @@ def gradients(
     """The gradient of the whole objective in `params`, and what is to be logged of it.
 
     `params` are the collections of the network's variables that are trained, `frozen` the others (see
-    `learner.state`).
+    `learner.state`). With several microbatches the prompts, B of them, must be a multiple of them; what is
+    replayed is filled up to one.
     Fresh and replayed parts are differentiated apart, which costs nothing and gives replay's share of
     the gradient norm.
     """
-    grads, metrics = jax.grad(
-        lambda p: fresh_loss(model, {**frozen, **p}, fresh, temperature, c), has_aux=True
-    )(params)
+    grads, metrics = microbatches.gradients(
+        lambda p, part: _fresh_terms(model, {**frozen, **p}, part, temperature, c),
+        model.config,
+        params,
+        _weighed(fresh, c),
+        fresh.prompts.tokens.shape[0],
+        c.microbatches,
+    )
     fresh_norm = optax.tree.norm(grads)
     metrics["gradient/fresh"] = fresh_norm
     if replayed is None:
         return grads, metrics
-    more, extra = jax.grad(
-        lambda p: replayed_loss(model, {**frozen, **p}, replayed, temperature, c), has_aux=True
-    )(params)
+    size, replayed = replayed.mask.size, microbatches.filled(replayed, c.microbatches)
+    more, sums = microbatches.gradients(
+        lambda p, part: _replayed_terms(model, {**frozen, **p}, part, temperature, c, size),
+        model.config,
+        params,
+        replayed,
+        replayed.valid.shape[0],
+        c.microbatches,
+    )
     replay_norm = optax.tree.norm(more)
     share = replay_norm / jnp.maximum(fresh_norm + replay_norm, 1e-12)
-    return jax.tree.map(jnp.add, grads, more), {**metrics, **extra, "replay/gradient_share": share}
+    metrics = {**metrics, **_replayed_figures(sums), "replay/gradient_share": share}
+    return jax.tree.map(jnp.add, grads, more), metrics

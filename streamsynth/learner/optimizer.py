@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from streamsynth.errors import UserError
+from streamsynth.policy.placement import constrain_optimizer, constrain_variables
+from streamsynth.policy.transformer import Transformer
 
 # Updates that are not finite are skipped for as long as they come; the count is in the metrics.
 _NEVER_GIVE_UP = 2**31 - 1
@@ -101,6 +103,15 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
         return jax.tree.map(jnp.subtract, weights, _wide(params)), MasterWeights(weights, inner)
 
     return optax.GradientTransformation(init, update)
+
+
+def step(
+    model: Transformer, optimizer: optax.GradientTransformation, grads: Any, params: Any, opt_state: Any
+) -> tuple[Any, Any]:
+    """The parameters and the optimizer's state after a step along `grads`, each lying where it lay."""
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params = constrain_variables(model.config, optax.apply_updates(params, updates))
+    return params, constrain_optimizer(model.config, opt_state, params)
 
 
 def _wide(tree: Any) -> Any:

@@ -18,6 +18,7 @@ from streamsynth.learner.advantages import Advantages, Spread
 from streamsynth.learner.balance import Balance, dual_ascent
 from streamsynth.learner.choices import OBJECTIVES, Choices
 from streamsynth.learner.objective import Fresh, ObjectiveConfig, Replayed, gradients
+from streamsynth.learner.optimizer import step
 from streamsynth.learner.rivals import REWARDS, Paid, RivalConfig
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Scores
@@ -219,7 +220,7 @@ def update(
 ) -> tuple[Any, Any, dict[str, Array]]:
     """One step of the optimizer, skipped if not finite; `params` and `opt_state` are donated."""
     grads, metrics = gradients(model, params, frozen, fresh, replayed, temperature, objective)
-    updates, opt_state = optimizer.update(grads, opt_state, params)
+    params, opt_state = step(model, optimizer, grads, params, opt_state)
     metrics["gradient/norm"] = optax.tree.norm(grads)
     metrics["update/skipped"] = opt_state.total_notfinite
-    return optax.apply_updates(params, updates), opt_state, metrics
+    return params, opt_state, metrics

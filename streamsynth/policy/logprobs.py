@@ -9,8 +9,10 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from streamsynth.policy.chunks import statistics as _statistics
+from streamsynth.policy.microbatches import mapped
 from streamsynth.policy.rollout import prefill
-from streamsynth.policy.transformer import Transformer
+from streamsynth.policy.transformer import Transformer, head_of
 from streamsynth.pytrees import Array, Prompts
 
 
@@ -58,27 +60,15 @@ def token_statistics(
 ) -> TokenStatistics:
     """Log-probabilities of `tokens` [N, T] predicted from `hidden` [N, T, width].
 
-    Logits exist for `chunk` positions at a time, in float32, forward and backward: never [N, T, V].
+    Logits exist for `chunk` positions at a time on a device, in float32, forward and backward: never
+    [N, T, V]. On a mesh every device goes through the positions of its own samples, with its own part of
+    the vocabulary; hidden states and logits stay where they are.
     """
-    n, t = tokens.shape
-    size = min(chunk, n * t)
-    chunks = -(-n * t // size)
-    pad = chunks * size - n * t
-    flat_hidden = jnp.pad(hidden.reshape(n * t, -1), ((0, pad), (0, 0))).reshape(chunks, size, -1)
-    flat_tokens = jnp.pad(tokens.reshape(-1), (0, pad)).reshape(chunks, size)
-
-    @jax.checkpoint
-    def one_chunk(arguments):
-        hidden, tokens = arguments
-        logits = model.apply(variables, hidden, method="logits").astype(jnp.float32) / temperature
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-        return jnp.take_along_axis(logprobs, tokens[:, None], axis=-1)[:, 0], entropy
-
-    logprobs, entropy = jax.lax.map(one_chunk, (flat_hidden, flat_tokens))
-    logprobs = jnp.where(mask, logprobs.reshape(-1)[: n * t].reshape(n, t), 0.0)
-    entropy = jnp.where(mask, entropy.reshape(-1)[: n * t].reshape(n, t), 0.0)
-    return TokenStatistics(logprobs, entropy)
+    config = model.config
+    logprobs, entropy = _statistics(
+        config, chunk, head_of(config, variables), hidden, tokens, jnp.asarray(temperature, jnp.float32)
+    )
+    return TokenStatistics(jnp.where(mask, logprobs, 0.0), jnp.where(mask, entropy, 0.0))
 
 
 def group_logprobs(
@@ -96,7 +86,7 @@ def group_logprobs(
       prompts: B prompts, each run once, with gradient.
       tokens, mask: [N, T].
       temperature: the sampler's.
-      chunk: positions whose logits exist at one time.
+      chunk: positions whose logits exist at one time on a device.
     """
     hidden = read_group(model, variables, prompts, tokens)
     return token_statistics(model, variables, hidden.before, tokens, mask, temperature, chunk)
@@ -110,7 +100,7 @@ def mean_hidden(model: Transformer, variables: Any, prompts: Prompts, tokens: Ar
     return (after * real).sum(1) / jnp.maximum(real.sum(1), 1.0)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "microbatches"))
 def sequence_logprobs(
     model: Transformer,
     variables: Any,
@@ -120,6 +110,14 @@ def sequence_logprobs(
     temperature: Array,
     *,
     chunk: int = 1024,
+    microbatches: int = 1,
 ) -> Array:
-    """`group_logprobs(...).logprobs`, compiled: [N, T] float32, for the reference policy."""
-    return group_logprobs(model, variables, prompts, tokens, mask, temperature, chunk).logprobs
+    """`group_logprobs(...).logprobs`, compiled: [N, T] float32, for the reference policy.
+
+    The prompts, B of them, are read with their samples in as many parts as there are microbatches.
+    """
+
+    def of_part(part: tuple[Prompts, Array, Array]) -> Array:
+        return group_logprobs(model, variables, *part, temperature, chunk).logprobs
+
+    return mapped(of_part, (prompts, tokens, mask), prompts.tokens.shape[0], microbatches)

@@ -12,6 +12,7 @@ from streamsynth.policy.attention import NOWHERE
 from streamsynth.policy.sampling import inverse_cdf, uniforms
 from streamsynth.policy.transformer import Transformer, empty_cache
 from streamsynth.pytrees import Array, Prompts, Rollouts
+from streamsynth.runtime.mesh import constrain
 
 
 def prefill(model: Transformer, variables: Any, prompts: Prompts) -> tuple[Array, Array, Array, Any]:
@@ -88,4 +89,4 @@ def rollout(
     _, tokens, logprobs, finished, _ = jax.lax.while_loop(running, step, carry)
     ended = ends(tokens)
     ended_before = jnp.cumsum(ended, axis=1) - ended
-    return Rollouts(prompts, tokens, ended_before == 0, logprobs, finished)
+    return constrain(Rollouts(prompts, tokens, ended_before == 0, logprobs, finished), "rollouts")

@@ -30,6 +30,7 @@ from streamsynth.policy.attention import (
 from streamsynth.policy.embedding import embed
 from streamsynth.policy.lora import LoraConfig
 from streamsynth.pytrees import Array
+from streamsynth.runtime.mesh import constrain
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 DTYPES = ("float32", "bfloat16", "float16")
@@ -198,7 +199,8 @@ class Block(nn.Module):
             query = RMSNorm(c, axis=None, name="query_norm")(query)
             key = RMSNorm(c, axis=None, name="key_norm")(key)
         query, key = rotate(query, positions, frequency), rotate(key, positions, frequency)
-        segment = Segment(key, value, positions)
+        query = constrain(query, "queries")
+        segment = Segment(*constrain((key, value), "cache"), positions)
         if own is not None:
             segment = write(own, segment, index)
         attended = two_segment_attention(
@@ -224,7 +226,7 @@ class Block(nn.Module):
         mixed = Projection(c, c.width, ("mlp", "embed"), name="down")(ACTIVATIONS[c.activation](gate) * up)
         if c.post_norms:
             mixed = RMSNorm(c, name="mlp_post_norm")(mixed)
-        return nn.with_logical_constraint(x + mixed, ("batch", "length", "embed_act")), segment
+        return constrain(x + mixed, "hidden"), segment
 
 
 def _block(config: TransformerConfig, scanned: bool) -> Any:
@@ -303,9 +305,7 @@ class Transformer(nn.Module):
         """
         c = self.config
         dtype = jnp.dtype(c.compute_dtype)
-        # Constrained before the gather: otherwise a sharded table is rebuilt on every device.
-        table = nn.with_logical_constraint(self.embedding, ("vocab", "embed_act"))
-        x = embed(table, tokens).astype(dtype)
+        x = constrain(embed(self.embedding, tokens).astype(dtype), "hidden")
         if c.scaled_embedding:
             x *= jnp.asarray(c.width**0.5, dtype)
         scanned, rest = (), []
@@ -319,17 +319,25 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """[..., V] logits of hidden states [..., width], in the config's `logit_dtype`."""
-        c = self.config
-        logits = jnp.einsum(
-            "...w,vw->...v", hidden, self.head.astype(hidden.dtype), preferred_element_type=jnp.float32
-        )
-        if c.logit_softcap is not None:
-            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
-        return logits.astype(c.logit_dtype)
+        head = constrain(self.head.astype(hidden.dtype), "head")
+        return project(self.config, hidden, head)
 
     def _rest(self) -> range:
         """The layers that are not scanned."""
         return range(self.config.periods * len(self.config.windows), self.config.layers)
+
+
+def project(config: TransformerConfig, hidden: Array, head: Array) -> Array:
+    """Logits [..., V] of hidden states [..., width] and a head [V, width] of their dtype."""
+    logits = jnp.einsum("...w,vw->...v", hidden, head, preferred_element_type=jnp.float32)
+    if config.logit_softcap is not None:
+        logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+    return logits.astype(config.logit_dtype)
+
+
+def head_of(config: TransformerConfig, variables: Any) -> Array:
+    """[V, width]: what logits are taken with."""
+    return variables["params"]["embedding" if config.tied_embeddings else "head"]
 
 
 def _at(parts: Any, i: int) -> Any:
@@ -346,6 +354,7 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Any:
     def cache(window: int, *lead: int) -> Segment:
         size = min(length, window) if window else length
         zeros = jnp.zeros((*lead, batch, config.kv_heads, size, config.head_width), dtype)
+        zeros = constrain(zeros, "stacked_cache" if lead else "cache")
         return Segment(zeros, zeros, jnp.full((*lead, batch, size), NOWHERE, jnp.int32))
 
     windows = config.windows

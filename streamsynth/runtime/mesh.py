@@ -7,31 +7,66 @@ they are used, `tensor` splits heads, the MLP and the vocabulary. A batch is spl
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+import jax.numpy as jnp
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from streamsynth.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 
-# Every logical axis name that the policy uses, and the mesh axes it is split over.
+# Every logical axis name, and the mesh axes it is split over.
 LOGICAL_AXIS_RULES = (
-    ("batch", BATCH_AXES),
+    ("batch", BATCH_AXES),  # prompts, and samples with their prompts
     ("length", None),
     ("embed", "fsdp"),
     ("embed_act", None),  # activations: `fsdp` is taken by their batch axis
     ("vocab", "tensor"),
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
+    ("head_width", None),
     ("mlp", "tensor"),
     ("layers", None),
+    ("rank", None),
+    ("slot", None),
+    ("label", None),
+    ("feature", None),
 )
+
+# Every array of a run, by the logical names of its axes; axes beyond those that are named are whole.
+#
+# Parameters name their axes where they are made (`policy.transformer`, `policy.lora`), and whatever has the
+# path and shape of a parameter (moments, master copies, gradients, the KL reference) lies as it does.
+ARRAYS = {
+    # --- One row a prompt [B], or a sample [N] ---
+    "prompts": ("batch", "length"),  # and their labels and strategies [B]
+    "keys": ("batch",),
+    "rollouts": ("batch", "length"),  # tokens, masks, log-probabilities [N, T]
+    "scores": ("batch",),  # gates, qualities, parts, credit, advantages
+    "features": ("batch", "feature"),  # [N, D]
+    "replayed": ("batch", "length"),  # [M, T], what an update draws from the buffers
+    "microbatches": (None, "batch", "length"),  # of any of these, along the first axis
+    # --- Within a program ---
+    "hidden": ("batch", "length", "embed_act"),  # [N, Q, width]
+    "queries": ("batch", "heads", "length", "head_width"),  # [N, H, Q, d]
+    "cache": ("batch", "kv_heads", "length", "head_width"),  # prompts' [B, Hkv, P, d], own [N, Hkv, T, d]
+    "stacked_cache": ("layers", "batch", "kv_heads", "length", "head_width"),  # where layers are scanned
+    "logits": ("batch", "vocab"),  # of a decoding step
+    "drawn_from": ("batch", None),  # the same, once a token is drawn from them
+    "head": ("vocab", "embed_act"),  # the matrix logits are taken with, gathered for its use
+    # --- What is remembered: small, or bounded by `replay.megabytes` a task ---
+    "archive": ("label", "feature", "feature"),  # [K, D, D]
+    "replay": ("slot",),  # [C, ...]
+    "statistics": (),  # running deviations and means, alpha, patterns, scheduler, counters
+}
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -64,10 +99,10 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"{named} do not fit {len(devices)} device{'s' * (len(devices) != 1)}: the sizes must multiply "
             "to that number; set one of them to -1."
         )
-    # jax.make_mesh would make explicit axes, which Linen's logical constraints do not know.
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    # jax.make_mesh refuses, on most chips, axes that are a part of one of the torus's: tensor = 2 on 4 x 4 x 4.
+    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    # Explicit axes, JAX's default, are not known to Linen's logical constraints.
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager
@@ -77,21 +112,99 @@ def use(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def current() -> AbstractMesh | None:
+    """The mesh of `use`, as a traced function sees it; None without one, or where it is of one device."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
+
+
+def shards(mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts a batch is split."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def padded(array: Any, mesh: Mesh | AbstractMesh) -> jax.Array:
+    """With rows of zeros added, so that the leading axis can be split as a batch is."""
+    extra = -array.shape[0] % shards(mesh)
+    return jnp.pad(array, [(0, extra), *[(0, 0)] * (array.ndim - 1)]) if extra else array
+
+
+def summed(x: Any, axis: str) -> jax.Array:
+    """Within `jax.shard_map`: the sum over a mesh axis, for which one of a single device is not asked."""
+    return jax.lax.psum(x, axis) if jax.lax.axis_size(axis) > 1 else x
+
+
+def spec(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Where an array with these logical axes lies; an axis that its mesh axes do not divide stays whole."""
+    axes = []
+    for name, size in itertools.zip_longest(names[: len(shape)], shape):
+        axis = None if name is None else dict(LOGICAL_AXIS_RULES)[name]
+        parts = math.prod(mesh.shape[part] for part in (axis if isinstance(axis, tuple) else (axis,)) if part)
+        axes.append(axis if size % parts == 0 else None)
+    return _short(axes)
+
+
+def constrain(tree: Any, array: str) -> Any:
+    """Within a program: all arrays of a tree placed by row `array` of `ARRAYS` on the mesh of `use`."""
+    mesh = current()
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf: jax.lax.with_sharding_constraint(leaf, spec(ARRAYS[array], leaf.shape, mesh)), tree
+    )
+
+
+def constrain_like(tree: Any, logical_axes: Any) -> Any:
+    """Within a program: a tree of parameters, or of gradients, placed by their logical axis names."""
+    mesh = current()
+    if mesh is None:
+        return tree
+    return jax.tree.map(
+        lambda leaf, names: jax.lax.with_sharding_constraint(leaf, spec(names, leaf.shape, mesh)),
+        tree,
+        logical_axes,
+    )
+
+
+def sharding(array: str, mesh: Mesh, shape: Sequence[int] | None = None) -> NamedSharding:
+    """Of row `array` of `ARRAYS`; with a shape, axes that the mesh does not divide stay whole.
+
+    Without one, only the leading axis is placed: it serves all arrays of a group, whatever their rank.
+    """
+    if shape is not None:
+        return NamedSharding(mesh, spec(ARRAYS[array], shape, mesh))
+    return NamedSharding(mesh, _short([dict(LOGICAL_AXIS_RULES)[name] for name in ARRAYS[array][:1]]))
+
+
+def named(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh) -> NamedSharding:
+    """The placement of an array with these logical axes; what the mesh does not divide stays whole."""
+    return NamedSharding(mesh, spec(names, shape, mesh))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis split over `data` and `fsdp`, the others whole."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    return sharding("scores", mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+    return sharding("statistics", mesh)
+
+
+def _short(axes: Sequence[Any]) -> PartitionSpec:
+    """As programs name the placement of what they return: otherwise the second step compiles anew."""
+    axes = list(axes)
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
 
 
 def check_batch(size: int, key: str, mesh: Mesh) -> None:
     """Raises UserError where a batch of `size`, set by config key `key`, cannot be split over the mesh."""
-    shards = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if size % shards:
-        raise UserError(f"{key} = {size} is not a multiple of mesh.data x mesh.fsdp = {shards}; make it one.")
+    if size % shards(mesh):
+        raise UserError(
+            f"{key} = {size} is not a multiple of mesh.data x mesh.fsdp = {shards(mesh)}; make it one."
+        )
 
 
 def param_shardings(params: Any, logical_axes: Any, mesh: Mesh) -> Any:
@@ -114,16 +227,13 @@ def param_shardings(params: Any, logical_axes: Any, mesh: Mesh) -> Any:
         unknown = set(names) - known
         if unknown:
             raise ValueError(f"{where}: no rule for logical axis {unknown.pop()!r}")
-        spec = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES)
-        for size, name, axis in zip(array.shape, names, spec, strict=False):
+        axes = nn.logical_to_mesh_axes(names, LOGICAL_AXIS_RULES)
+        for size, name, axis in zip(array.shape, names, axes, strict=False):
             if axis is not None and size % mesh.shape[axis]:
                 raise UserError(
                     f"mesh.{axis} = {mesh.shape[axis]} does not divide the {name} axis of parameter {where}, "
                     f"which is {size} long; change mesh.{axis} or the policy's shape."
                 )
-        # As programs name the placement of what they return: otherwise the second step compiles anew.
-        while spec and spec[-1] is None:
-            spec = PartitionSpec(*spec[:-1])
-        return NamedSharding(mesh, spec)
+        return NamedSharding(mesh, _short(axes))
 
     return jax.tree_util.tree_map_with_path(place, params, logical_axes)

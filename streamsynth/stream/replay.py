@@ -350,5 +350,9 @@ def effective_sample_size(weights: Array, mask: Array) -> jax.Array:
     It is the number of equally weighted samples that carry as much, between 1 and sum(mask).
     """
     weights = jnp.where(mask, weights, 0.0)
-    squares = jnp.sum(weights**2)
-    return jnp.where(squares > 0, jnp.sum(weights) ** 2 / jnp.where(squares > 0, squares, 1.0), 0.0)
+    return effective_size(jnp.sum(weights), jnp.sum(weights**2))
+
+
+def effective_size(total: Array, squares: Array) -> jax.Array:
+    """The same, from the sum of the weights and that of their squares."""
+    return jnp.where(squares > 0, total**2 / jnp.where(squares > 0, squares, 1.0), 0.0)
