@@ -14,5 +14,5 @@ PODS = {"v5p:4x4x4": dict(tensor=4, microbatches=4, rank=64)}
 
 
 def get_config(arg=""):
-    arg = parse_arg(arg, weights="", data="data", pod="v5p:4x4x4", tiny=False, seed=0)
+    arg = parse_arg(arg, weights="", data="data", pod="", tiny=False, seed=0)
     return pretrained(arg, "gemma2", "gemma-2-27b-it", PODS)

@@ -42,11 +42,7 @@ def compile_run(config: Any, topology: str, name: str, only: Sequence[str] = ())
       UserError: the topology is unknown, libtpu is missing, the mesh does not fit the devices or the network,
         the network is not known, or a program of `only` is none of the run's.
     """
-    validate.check(config)
-    where = parse_topology(topology)
-    devices = topology_devices(where)
-    mesh = mesh_lib.make_mesh(config.mesh.to_dict(), devices)
-    network = planned_network(config)
+    where, network, mesh = _planned(config, topology)
     kept, _ = make_kept(config, network, mesh)
     programs = declared(config, network, mesh)
     if unknown := sorted({*only} - {program.name for program in programs}):
@@ -63,7 +59,7 @@ def compile_run(config: Any, topology: str, name: str, only: Sequence[str] = ())
     return {
         "config": name,
         "topology": str(where),
-        "devices": len(devices),
+        "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "chip": vars(chip),
         "versions": versions(),
@@ -74,6 +70,19 @@ def compile_run(config: Any, topology: str, name: str, only: Sequence[str] = ())
         "fits": not told,
         "advice": told,
     }
+
+
+def program_names(config: Any, topology: str) -> list[str]:
+    """The programs that `compile_run` compiles."""
+    _, network, mesh = _planned(config, topology)
+    return [program.name for program in declared(config, network, mesh)]
+
+
+def _planned(config: Any, topology: str) -> tuple[Topology, TransformerConfig, Any]:
+    validate.check(config)
+    where = parse_topology(topology)
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict(), topology_devices(where))
+    return where, planned_network(config), mesh
 
 
 def topology_devices(where: Topology) -> list[Any]:

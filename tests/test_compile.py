@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -196,3 +197,58 @@ def test_a_folder_that_is_there_wins(tmp_path):
     folder = named.weights(tmp_path / "gemma-2-9b", "gemma2")
     config = config_lib.load(f"{ROOT / 'configs' / 'gemma2_9b.py'}:weights={folder}")
     assert compile_lib.planned_network(config).layers == 2
+
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="compiling for a TPU takes libtpu (the extra `tpu`)"
+)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_tiny_run_on_four_chips():
+    """The verb itself, to the end: every program compiles, fits, and says where its collectives are."""
+    split = ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
+    sizes = ["--config.rollout.prompts=4", "--config.evaluation.prompts=4", "--config.replay.share=0.5"]
+    heads = ["--config.policy.scan_layers=true", "--config.policy.vocab_size=700"]
+    argv = [f"--config={QUICKSTART}:tiny", "--topology=v5e:2x2", *split, *sizes, *heads]
+    run = compiled(*argv, "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert (found["devices"], found["mesh"]) == (4, {"data": 1, "fsdp": 2, "tensor": 2})
+    assert found["fits"] and found["advice"] == []
+    programs = {one["name"]: one for one in found["programs"]}
+    assert programs.keys() == {"rollout", "reference", "update", "supervised", "evaluation", "judge, a label"}
+    for one in programs.values():
+        assert one["memory"]["needed"] <= one["total"] < V5E.usable and one["error"] == ""
+        assert one["flops"]["hand"] > 0 and one["flops"]["xla"] > 0 and one["unknown_loops"] == 0
+        assert one["floor_seconds"].keys() == {"compute", "memory", "links"}
+    # Weights lie split along fsdp and are gathered for each of the tokens.
+    gathered = [one for one in programs["rollout"]["collectives"] if one["kind"] == "all-gather"]
+    tokens = config_lib.load(f"{QUICKSTART}:tiny").rollout.completion_length
+    assert max(one["count"] for one in gathered) >= tokens - 1
+    told = report.text(found)
+    assert "It fits: " in told and "XLA counts the body of a loop once" in told
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_what_does_not_fit_says_what_to_change():
+    """A pod's rollout on four chips instead of sixteen, with as many samples again for each of them."""
+    argv = ["--topology=v5e:2x2", "--config.rollout.samples=64", "--only=rollout", "--json"]
+    run = compiled(f"--config={ROOT / 'configs' / 'gemma2_2b.py'}:pod=v5e:4x4", *argv)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    [rollout] = found["programs"]
+    assert not found["fits"] and not rollout["fits"] and rollout["total"] > V5E.usable
+    assert "lower rollout.prompts (now 64) or rollout.samples (now 64)" in " ".join(found["advice"])
+    assert "It does not fit." in report.text(found)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_slice_that_libtpu_does_not_have():
+    run = compiled(f"--config={QUICKSTART}:tiny", "--topology=v5e:3x5")
+    assert run.returncode == 2 and "libtpu knows no such slice" in run.stderr
+    run = compiled(f"--config={QUICKSTART}:tiny", "--topology=v5e:2x2", "--config.mesh.tensor=3")
+    assert run.returncode == 2 and "mesh.tensor = 3 do not fit 4 devices" in run.stderr
