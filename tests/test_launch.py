@@ -369,7 +369,10 @@ def test_mistakes_exit_with_2_and_one_sentence(cloud, arguments, sentence):
     [
         ("", "standard input has no commands"),
         ("train --workdir=a\npython train.py --workdir=b\n", "line 2 is no streamsynth command"),
-        ("train --workdir=a\ntrain --workdir=a\n", "line 2: an earlier line has --workdir=gs://bucket/runs/a"),
+        (
+            "train --workdir=a\ntrain --workdir=a\n",
+            "line 2: an earlier line has --workdir=gs://bucket/runs/a",
+        ),
         ("train '--workdir=a\n", "line 1 has an open quotation mark"),
         ("train --workdir=/a\n", "line 1: the workdir 'gs://bucket/runs//a' is no folder"),
     ],
