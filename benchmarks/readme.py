@@ -144,14 +144,18 @@ def balance() -> str:
             mean("learned", lambda cell: cell["student"]["base"]),
         ]
     }
+    few = tuple(runs["lighter"])
+    of_few = f"seeds {few[0]} to {few[-1]}"
     named = {
         "learner": ("learned", ()),
+        "quality alone": ("quality_only", ()),
+        f"learner, {of_few}": ("learned", few),
+        f"learner, alpha at most 1, 1.5 times the rate, {of_few}": ("lighter", ()),
+        f"quality alone, 1.5 times the rate, {of_few}": ("quality_only_faster", ()),
         f"learner, seed {first} alone": ("learned", (first,)),
         f"learner, as first tried (seed {first})": ("narrower", ()),
-        f"learner, alpha up to 8, two thirds of the rate (seed {first})": ("before", ()),
-        f"learner, alpha up to 8, twice the rate (seed {first})": ("faster", ()),
-        f"learner, alpha up to 32, twice the rate, 24 steps (seed {first})": ("pushed", ()),
-        "quality alone": ("quality_only", ()),
+        f"learner, three times the rate (seed {first})": ("faster", ()),
+        f"learner, alpha up to 32, three times the rate, 24 steps (seed {first})": ("pushed", ()),
     }
     for name, (variant, own) in named.items():
         keys = ("valid_after", "vendi_ratio", "distinct_2_ratio")
@@ -245,6 +249,33 @@ def judges() -> str:
     return "\n".join([*lines, "", f"Means over {seeds} draws of the examples (`{found['command']}`)."])
 
 
+def planted() -> str:
+    """Median steps until a planted better strategy is asked for, and hack rates with a judge of length."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "planted.json").read_text())
+    lines = [
+        "| steps until the better strategy has more than half of the prompts | first task | second, alike "
+        "| alike, statistics shuffled | second, another one better |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for choice, of_choice in found["strategies"].items():
+        medians = (np.median(of_choice["steps"][kind]) for kind in ("first", "second", "shuffled", "another"))
+        lines.append(f"| `{choice}` | " + " | ".join(f"{median:g}" for median in medians) + " |")
+    lines += [
+        "",
+        "| reward by a judge that scores length | hack rate at the end | quartiles |",
+        "|---|---:|---:|",
+    ]
+    for arm, rates in found["hack_rate"].items():
+        low, middle, high = np.quantile(rates, [0.25, 0.5, 0.75])
+        lines.append(f"| {arm} | {middle:.2f} | {low:.2f}-{high:.2f} |")
+    note = (
+        f"Medians over {found['seeds']} seeds (`{found['command']}`). The better strategy earns "
+        f"{found['gap']:g} more. Hacks start at {found['hack_rate_before']:g}; the utility weighs "
+        f"{found['utility_weight']:g}, and with shuffled values as much."
+    )
+    return "\n".join([*lines, "", note])
+
+
 TABLES = {
     "learning": learning,
     "real_text": real_text,
@@ -252,6 +283,7 @@ TABLES = {
     "balance": balance,
     "utility": utility,
     "judges": judges,
+    "planted": planted,
 }
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -356,6 +357,7 @@ def on_mesh(setting: Setting, state: RunState) -> RunState:
     return state.replace(**{name: jax.tree.map(place, getattr(state, name)) for name in parts})
 
 
+@jax.jit
 def copy(tree: Any) -> Any:
     """The same arrays in buffers of their own."""
-    return jax.tree.map(lambda leaf: leaf.copy(), tree)
+    return jax.tree.map(jnp.copy, tree)

@@ -31,6 +31,7 @@ from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
 
 _kept_of = jax.jit(diversity.kept)
+_learned_from = jax.jit(lambda mask, counted: mask & counted[:, None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +158,7 @@ def updated(
     fresh = Fresh(
         prompts=rollouts.prompts,
         tokens=rollouts.tokens,
-        mask=rollouts.mask & assessment.counted[:, None],
+        mask=_learned_from(rollouts.mask, assessment.counted),
         behaviour=rollouts.logprobs,
         reference=sequence_logprobs(
             setting.model,

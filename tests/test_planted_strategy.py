@@ -1,6 +1,6 @@
 """Planted worlds in which one strategy is better: how soon it is asked for, and what experience does to that.
 
-`pytest -s tests/test_planted_strategy.py` prints the medians that the README quotes.
+`python benchmarks/planted.py` writes the medians that the README quotes.
 """
 
 from __future__ import annotations
@@ -64,32 +64,31 @@ def shuffled(state: patterns.State, rng: np.random.Generator) -> patterns.State:
     return state.replace(**{name: value[order] for name, value in shared.items() if value.ndim})
 
 
-@pytest.mark.parametrize("choice", patterns.CHOICES)
-def test_experience_at_least_halves_the_steps_to_the_better_strategy(choice):
-    config = config_of(choice)
-    first, second, control, other, final = [], [], [], [], []
+def searches(choice: str) -> tuple[dict[str, list[int]], list[float]]:
+    """For every seed, the steps to the better strategy of each kind of task, and p after the first turn."""
+    config, final = config_of(choice), []
+    steps: dict[str, list[int]] = {"first": [], "second": [], "shuffled": [], "another": []}
     for seed in SEEDS:
         rng, best = np.random.default_rng((seed, 0)), seed % S
         means, alike = planted(best, rng), planted(best, rng)
         unlike = planted((best + rng.integers(1, S)) % S, rng)
-        first.append(steps_to_find(turn(patterns.empty(2), 0, means, config, seed, 1)))
+        steps["first"].append(steps_to_find(turn(patterns.empty(2), 0, means, config, seed, 1)))
         p, state = next(islice(turn(patterns.empty(2), 0, means, config, seed, 1), TURN, None))
         final.append(p)
-        second.append(steps_to_find(turn(state, 1, alike, config, seed, 2)))
-        control.append(steps_to_find(turn(shuffled(state, rng), 1, alike, config, seed, 2)))
-        other.append(steps_to_find(turn(state, 1, unlike, config, seed, 2)))
-    medians = {
-        "first task": np.median(first),
-        "second": np.median(second),
-        "second, shuffled statistics": np.median(control),
-        "second, another strategy better": np.median(other),
-    }
-    print(f"\n{choice}: median steps until p > 0.5:", *(f"{k} {v:g};" for k, v in medians.items()), end=" ")
-    print(f"most with another better {max(other)}; at the end of the first turn p = {np.median(final):.2f}")
-    assert np.median(first) >= 2
-    assert 2 * np.median(second) <= np.median(first)
-    assert 2 * np.median(control) > np.median(first)
+        steps["second"].append(steps_to_find(turn(state, 1, alike, config, seed, 2)))
+        steps["shuffled"].append(steps_to_find(turn(shuffled(state, rng), 1, alike, config, seed, 2)))
+        steps["another"].append(steps_to_find(turn(state, 1, unlike, config, seed, 2)))
+    return steps, final
+
+
+@pytest.mark.parametrize("choice", patterns.CHOICES)
+def test_experience_at_least_halves_the_steps_to_the_better_strategy(choice):
+    steps, final = searches(choice)
+    median = {kind: np.median(found) for kind, found in steps.items()}
+    assert median["first"] >= 2
+    assert 2 * median["second"] <= median["first"]
+    assert 2 * median["shuffled"] > median["first"]
     assert np.median(final) > 0.5
     # What was learned elsewhere misleads here, and does not prevail.
-    assert max(other) < LIMIT
-    assert np.median(other) <= TURN / 2
+    assert max(steps["another"]) < LIMIT
+    assert median["another"] <= TURN / 2

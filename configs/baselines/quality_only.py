@@ -3,8 +3,8 @@
     streamsynth train --config=configs/baselines/quality_only.py --workdir=runs/quality_only
 
 Arguments and hardware are the quickstart's: 2 CPU cores are enough. Measured on the tuning worlds, means over
-five seeds (benchmarks/balance.py): validity from 0.36 to 0.88, at 0.75 of the base policy's Vendi score and
-0.71 of its distinct-2; students reach 0.72 where those on as many base rows reach 0.60.
+five seeds (benchmarks/balance.py): validity from 0.36 to 0.86, at 0.79 of the base policy's Vendi score and
+0.74 of its distinct-2; students reach 0.72 where those on as many base rows reach 0.60.
 """
 
 from streamsynth.config import base

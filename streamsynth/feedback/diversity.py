@@ -71,8 +71,8 @@ def empty(num_labels: int, width: int, ridge: float = 0.1) -> Archive:
         raise UserError(
             f"the ridge of the diversity archive is {ridge}, but float32 needs at least {MIN_RIDGE}: raise it"
         )
-    matrix = jnp.broadcast_to(ridge * jnp.eye(width, dtype=jnp.float32), (num_labels, width, width))
-    return Archive(matrix=matrix, count=jnp.zeros(num_labels, jnp.float32), ridge=jnp.float32(ridge))
+    matrix = np.tile(np.float32(ridge) * np.eye(width, dtype=np.float32), (num_labels, 1, 1))
+    return Archive(matrix=matrix, count=np.zeros(num_labels, np.float32), ridge=np.float32(ridge))
 
 
 def reward_weight(quality: Array, floor: float = 0.0, power: float = 1.0) -> jax.Array:

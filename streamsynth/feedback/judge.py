@@ -70,6 +70,13 @@ def fluency(loglikelihood: Array, label: Array, length: Array, centre: Array, sc
     return jax.nn.sigmoid((own - centre) / scale + 2.0)
 
 
+@jax.jit
+def verdict(loglikelihood: Array, label: Array, mask: Array, centre: Array, scale: Array) -> Array:
+    """[N] in (0, 1): posterior times fluency, of texts with the mask [N, T]; arguments as of both."""
+    fluent = fluency(loglikelihood, label, mask.sum(-1), centre, scale)
+    return posterior(loglikelihood, label) * fluent
+
+
 def auc(positive: np.ndarray, negative: np.ndarray) -> float:
     """P(a positive's score > a negative's), ties counting half (Mann-Whitney); 0.5 if one is empty."""
     if not len(positive) or not len(negative):

@@ -106,9 +106,7 @@ def _posterior(context: JudgeContext) -> Judge:
     centre, scale = np.float32(per_token.mean()), np.float32(max(per_token.std(), 0.1))
 
     def judge(texts: Sequence[str], label: np.ndarray, tokens: Array, mask: Array) -> np.ndarray:
-        table = loglikelihood(tokens, mask)
-        fluent = judge_lib.fluency(table, label, mask.sum(-1), centre, scale)
-        return arrays.fetch(judge_lib.posterior(table, label) * fluent)
+        return arrays.fetch(judge_lib.verdict(loglikelihood(tokens, mask), label, mask, centre, scale))
 
     return judge
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
@@ -32,7 +33,7 @@ class Balance:
 
 def initial(alpha: float, target: Array | float) -> Balance:
     """A balance that starts from a weight and a target."""
-    return Balance(alpha=jnp.asarray(alpha, jnp.float32), target=jnp.asarray(target, jnp.float32))
+    return Balance(alpha=np.float32(alpha), target=np.float32(target))
 
 
 def target_from(statistic: Array | float, valid: Array | bool, factor: float = 1.0) -> float:

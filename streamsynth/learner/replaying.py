@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -13,12 +14,8 @@ from streamsynth.learner.collect import Written
 from streamsynth.learner.objective import Replayed
 from streamsynth.learner.state import RunState, TaskState
 from streamsynth.learner.update import FLOORS
-from streamsynth.pytrees import Array, Prompts, Scores
+from streamsynth.pytrees import Array, Prompts, Rollouts, Scores
 from streamsynth.stream import replay
-
-# Run op by op, a loop inside them would be compiled again at every call.
-_marginal, _absorb = jax.jit(diversity.marginal), jax.jit(diversity.absorb)
-_decay = jax.jit(diversity.decay)
 
 
 def samples_of(written: Written, scores: Scores, weight: Array, keep: Array, step: int) -> replay.Samples:
@@ -26,7 +23,29 @@ def samples_of(written: Written, scores: Scores, weight: Array, keep: Array, ste
 
     `keep`, [N] bool, says which of them the archive is about to absorb.
     """
-    rollouts = written.rollouts
+    return _samples(
+        written.rollouts,
+        written.label,
+        written.strategy,
+        scores.features,
+        scores.quality,
+        weight,
+        keep,
+        np.int32(step),
+    )
+
+
+@jax.jit
+def _samples(
+    rollouts: Rollouts,
+    label: Array,
+    strategy: Array,
+    features: Array,
+    quality: Array,
+    weight: Array,
+    keep: Array,
+    step: Array,
+) -> replay.Samples:
     group = rollouts.tokens.shape[0] // rollouts.prompts.tokens.shape[0]
     return replay.Samples(
         prompt_tokens=jnp.repeat(rollouts.prompts.tokens, group, axis=0),
@@ -34,13 +53,13 @@ def samples_of(written: Written, scores: Scores, weight: Array, keep: Array, ste
         tokens=rollouts.tokens,
         mask=rollouts.mask,
         logprobs=rollouts.logprobs,
-        label=jnp.asarray(written.label),
-        strategy=jnp.asarray(written.strategy),
-        features=jnp.asarray(scores.features),
-        quality=jnp.asarray(scores.quality),
+        label=label,
+        strategy=strategy,
+        features=features,
+        quality=quality,
         weight=weight,
-        counted=jnp.asarray(keep, jnp.float32),
-        step=jnp.full(written.label.shape, step, jnp.int32),
+        counted=keep.astype(jnp.float32),
+        step=jnp.full(label.shape, step, jnp.int32),
     )
 
 
@@ -76,31 +95,64 @@ def replayed_batch(
     draw = replay.sample_tasks(
         [state.tasks[j].buffer for j in past], np.asarray([counts[j] for j in past]), key, size
     )
-    s = draw.samples
-    e = diversity.weighted(s.features, s.weight)
-    credit = jnp.zeros(size, jnp.float32)
-    baseline = {name: jnp.zeros(size, jnp.float32) for name in ("quality", "weight", "credit")}
+    usual = {name: np.zeros(size, np.float32) for name in ("quality", "weight", "credit")}
+    found = (np.zeros(size, np.float32), usual)
     tasks = list(state.tasks)
     for place, j in enumerate(past):
-        task = state.tasks[j]
-        mine = (draw.task == place) & draw.valid
-        last = task.archive.matrix.shape[0] - 1
-        fresh = _marginal(task.archive, e, jnp.minimum(s.label, last), s.counted)
-        credit = jnp.where(mine, fresh, credit)
-        baseline = {name: jnp.where(mine, getattr(task, name), kept) for name, kept in baseline.items()}
-        tasks[j] = task.replace(
-            quality=_moved(task.quality, s.quality, mine, decay),
-            weight=_moved(task.weight, s.weight, mine, decay),
-            credit=_moved(task.credit, fresh, mine, decay),
-        )
-    usual = baseline["credit"]
+        tasks[j], found = _refreshed(tasks[j], draw, np.int32(place), found, np.float32(decay))
+    share = state.balance.alpha if diverse else np.float32(0)
+    batch = _batch(draw, found, share, state.spread.mean_square, np.float32(elite), neutral=neutral)
+    return batch, state.replace(tasks=tuple(tasks))
+
+
+# What a replayed sample is worth today and what is usual, by name: [M] each.
+Found = tuple[Array, dict[str, Array]]
+
+
+# A program for each number of labels, and none for each choice of past tasks.
+@jax.jit
+def _refreshed(
+    task: TaskState, draw: replay.Draw, place: Array, found: Found, decay: Array
+) -> tuple[TaskState, Found]:
+    """One task's part of a draw: its baselines moved on, and `found` filled where samples are its own."""
+    s, (credit, usual) = draw.samples, found
+    mine = (draw.task == place) & draw.valid
+    last = task.archive.matrix.shape[0] - 1
+    e = diversity.weighted(s.features, s.weight)
+    fresh = diversity.marginal(task.archive, e, jnp.minimum(s.label, last), s.counted)
+    credit = jnp.where(mine, fresh, credit)
+    usual = {name: jnp.where(mine, getattr(task, name), kept) for name, kept in usual.items()}
+    task = task.replace(
+        quality=_moved(task.quality, s.quality, mine, decay),
+        weight=_moved(task.weight, s.weight, mine, decay),
+        credit=_moved(task.credit, fresh, mine, decay),
+    )
+    return task, (credit, usual)
+
+
+@functools.partial(jax.jit, static_argnames="neutral")
+def _batch(
+    draw: replay.Draw,
+    found: Found,
+    alpha: Array,
+    mean_square: dict[str, Array],
+    elite: Array,
+    *,
+    neutral: bool,
+) -> Replayed:
+    """The draw as it is learned from: quality and novelty compared, scaled and weighed."""
+    s, (credit, usual) = draw.samples, found
+    expected = usual["credit"]
     if neutral:
-        usual = s.weight * usual / jnp.maximum(baseline["weight"], FLOORS["quality"])
-    novelty = credit - usual
-    share = state.balance.alpha / (1.0 + state.balance.alpha) if diverse else 0.0
-    advantage = (1.0 - share) * (s.quality - baseline["quality"]) / _sigma(state, "quality")
-    advantage += share * novelty / _sigma(state, "diversity")
-    batch = Replayed(
+        expected = s.weight * expected / jnp.maximum(usual["weight"], FLOORS["quality"])
+
+    def scaled(values: Array, part: str) -> Array:
+        return values / jnp.maximum(jnp.sqrt(mean_square[part]), FLOORS[part])
+
+    share = alpha / (1.0 + alpha)
+    advantage = (1.0 - share) * scaled(s.quality - usual["quality"], "quality")
+    advantage += share * scaled(credit - expected, "diversity")
+    return Replayed(
         prompts=Prompts(s.prompt_tokens, s.prompt_mask, s.label, s.strategy),
         tokens=s.tokens,
         mask=s.mask & draw.valid[:, None],
@@ -109,9 +161,9 @@ def replayed_batch(
         elite=s.quality >= elite,
         valid=draw.valid,
     )
-    return batch, state.replace(tasks=tuple(tasks))
 
 
+@functools.partial(jax.jit, static_argnames="archive_decay")
 def remember(
     task: TaskState,
     samples: replay.Samples,
@@ -139,13 +191,13 @@ def remember(
     e = diversity.weighted(samples.features, samples.weight)
     archive, buffer = task.archive, task.buffer
     if archive_decay < 1:
-        archive, buffer = _decay(archive, archive_decay), replay.decay(buffer, archive_decay)
-    archive = _absorb(archive, e, samples.label, keep)
+        archive, buffer = diversity.decay(archive, archive_decay), replay.decay(buffer, archive_decay)
+    archive = diversity.absorb(archive, e, samples.label, keep)
     chosen = buffer.chosen
-    refreshed = _marginal(
+    refreshed = diversity.marginal(
         archive, diversity.weighted(chosen.features, chosen.weight), chosen.label, chosen.counted
     )
-    credit = _marginal(archive, e, samples.label, samples.counted)
+    credit = diversity.marginal(archive, e, samples.label, samples.counted)
     scored = jnp.ones(keep.shape, bool) if scored is None else jnp.asarray(scored)
     decay = jnp.where(buffer.seen > 0, decay, 0.0)  # nothing came before the first batch
     return task.replace(
@@ -154,7 +206,7 @@ def remember(
         quality=_moved(task.quality, samples.quality, scored, decay),
         weight=_moved(task.weight, samples.weight, scored, decay),
         credit=_moved(task.credit, credit, scored, decay),
-        kept=task.kept + np.int32(keep.sum()),
+        kept=task.kept + keep.sum(dtype=jnp.int32),
     )
 
 
@@ -162,7 +214,3 @@ def _moved(mean: Any, values: Array, mine: Array, decay: Array | float) -> jax.A
     count = mine.sum()
     new = jnp.where(mine, values, 0.0).sum() / jnp.maximum(count, 1)
     return jnp.where(count > 0, decay * mean + (1.0 - decay) * new, mean)
-
-
-def _sigma(state: RunState, part: str) -> jax.Array:
-    return jnp.maximum(jnp.sqrt(state.spread.mean_square[part]), FLOORS[part])
