@@ -232,7 +232,10 @@ def assemble(
             task_reward(judge_context(policy, form, task, config.objective.chunk, encoder), f, scorers)
             for task in tasks
         )
-    featurize = Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder)
+        featurize = Featurizer(
+            f.features, f.width, config.seed, policy.model, policy.variables, form, encoder
+        )
+        examples = tuple(example_features(form, featurize, task) for task in tasks)
     return Setting(
         config=config,
         mesh=mesh,
@@ -244,7 +247,7 @@ def assemble(
         rewards=rewards,
         encoder=encoder,
         scorers=scorers,
-        examples=tuple(example_features(form, featurize, task) for task in tasks),
+        examples=examples,
         student=_student(f.utility),
         featurize=featurize,
         optimizer=make_optimizer(

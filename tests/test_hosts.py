@@ -9,9 +9,10 @@ import textwrap
 import numpy as np
 import processes
 import pytest
+import runs
 import tiny
 
-from streamsynth import main
+from streamsynth import main, train
 from streamsynth.feedback.scorers.records import Records, quota, read_all, tally
 from streamsynth.runtime import arrays, hosts
 from streamsynth.stream.markers import MarkerFormat
@@ -125,6 +126,39 @@ def test_sigterm_is_taken_back_where_it_was_caught():
         signal.raise_signal(signal.SIGTERM)
         assert hosts.stop_asked("step 1") and hosts.stop_asked_here()
     assert signal.getsignal(signal.SIGTERM) is before and not hosts.stop_asked_here()
+
+
+def test_sigterm_saves_the_step_and_ends_with_75(finished, tmp_path, monkeypatch, capsys):
+    taken = []
+
+    class Enough(Exception):
+        pass
+
+    def evaluated(setting, state, row, params, journal):
+        transfer = np.array(state.transfer)
+        transfer[row] = 0.5
+        return state.replace(transfer=transfer, step=np.int32(state.step + 1))
+
+    def stepped(setting, state, kept):
+        taken.append(int(state.step))
+        if taken == [1, 2]:
+            signal.raise_signal(signal.SIGTERM)
+        if len(taken) == 3:
+            raise Enough
+        state = state.replace(turn_step=np.int32(state.turn_step + 1), step=np.int32(state.step + 1))
+        return state, {"reward/quality": 0.5}, []
+
+    monkeypatch.setattr(train, "evaluate_row", evaluated)
+    monkeypatch.setattr(train, "begin_turn", stepped)
+    monkeypatch.setattr(train, "learn", stepped)
+    argv = runs.arguments(finished.cache, tmp_path / "run")
+    assert main.main(argv) == 75
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == "streamsynth: stopped by SIGTERM after step 2, which is saved; the same command goes on."
+    assert [line["step"] for line in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
+    with pytest.raises(Enough):
+        main.main(argv)
+    assert taken == [1, 2, 3]  # no step is taken twice, though only every second one is saved by itself
 
 
 @pytest.mark.parametrize("size", [0, 1, 5, 16, 33])
