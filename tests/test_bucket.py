@@ -117,6 +117,45 @@ _DAMAGED = """
 """
 
 
+_HOUSE = """
+    import jax, numpy as np, runs, tiny
+    from streamsynth.dataset.rows import Row, read_rows, write_rows
+    from streamsynth.dataset.export import export
+    from streamsynth.errors import UserError
+    from streamsynth.evaluation import report
+    from streamsynth.policy.store import has_policy, load_policy, save_policy
+    from streamsynth.stream import patterns
+    from streamsynth.workdir import Workdir
+
+    workdir, config = Workdir("gs://bucket/runs/two"), runs.config("cache")
+    assert workdir.check(config) == 0 and workdir.saved_with() == {} and not has_policy(workdir.policy)
+    workdir.write_config(config)
+    assert workdir.check(config) == 2 and workdir.config().to_dict() == config.to_dict()
+    workdir.write_experience(patterns.empty(0))
+    assert workdir.experience() is not None and workdir.attributes() == {}
+    save_policy(workdir.policy, tiny.policy())
+    found = load_policy(workdir.policy)
+    jax.tree.map(np.testing.assert_array_equal, found.params, tiny.policy().params)
+    assert found.tokenizer.vocab_size == tiny.policy().tokenizer.vocab_size
+
+    task = tiny.world_task()
+    row = Row(("it is so",), task.labels[0], "imitate", 3, 1, ("a",), {"quality": 1.0})
+    write_rows(workdir.kept(task.name), [row])
+    assert read_rows(workdir.kept(task.name)) == [row]
+    try:
+        read_rows(workdir.kept("none"))
+    except UserError as error:
+        assert "cannot read the rows in gs://bucket/runs/two/kept/none.jsonl: " in str(error)
+    export(task, [row], workdir.dataset(task.name), config_summary={})
+    [metrics, evaluations, *kept] = workdir.journals((task.name,))
+    for turn, of_run in ((0, 0.5), (1, 0.75)):
+        evaluations.append({"turn": turn, "task": task.name, "score": "accuracy", "accuracy": of_run})
+    for one in (metrics, evaluations, *kept):
+        one.close()
+    assert report.write("gs://bucket/runs/two")["transfer_matrix"] == [[0.5], [0.75]]
+"""
+
+
 def test_files_journals_and_checkpoints_of_a_bucket(bucket):
     finish(run(_FILES, bucket))
     assert "runs/one/checkpoints/3/commit_success.txt" in bucket.objects
@@ -175,3 +214,10 @@ def test_a_run_in_a_bucket_is_killed_and_goes_on(bucket, finished, tmp_path, mon
     synthesize = ["synthesize", "--workdir=gs://bucket/run", f"--task={runs.TASKS[0]}", "--rows=4"]
     runs.finish([*synthesize, "--output=gs://bucket/rows"], *map(str, sys.path))
     assert bucket.objects["rows/train.jsonl"][0].count(b"\n") == 4
+
+
+def test_the_other_files_of_a_run_in_a_bucket(bucket):
+    finish(run(_HOUSE, bucket))
+    names = {name.removeprefix("runs/two/") for name in bucket.objects}
+    assert {"config.json", "experience.json", "policy/params.safetensors", "kept/bank_1.jsonl"} < names
+    assert {"datasets/bank_1/train.jsonl", "datasets/bank_1/README.md", "report/index.html"} < names

@@ -145,56 +145,58 @@ _TRAINS = """
     from streamsynth.runtime import mesh as mesh_lib
     from streamsynth.runtime.checkpoint import Checkpoints
 
-    folder, fsdp, tensor, saves = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "saves"
-    mesh = mesh_lib.make_mesh(dict(data=1, fsdp=fsdp, tensor=tensor))
     config = TransformerConfig(vocab_size=32, **tiny.SHAPE)
-    shardings = mesh_lib.param_shardings(
-        jax.eval_shape(lambda: init_params(config, jax.random.key(0))), logical_axes(config), mesh)
-    params = {"params": jax.device_put(init_params(config, jax.random.key(0)), shardings)}
+    model = Transformer(config)
     optimizer = make_optimizer(optimizer_keys(learning_rate=1e-2, warmup=0), 20)
-    whole = mesh_lib.replicated(mesh)
-    opt_state = jax.tree.map(
-        lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole),
-        jax.jit(optimizer.init)(params))
-    checkpoints = Checkpoints(folder, asynchronous=True)
+    network = init_params(config, jax.random.key(0))
+    checkpoints = Checkpoints(sys.argv[1], asynchronous=True)
 
-    def tree():
-        return serialization.to_state_dict({"params": params, "opt_state": opt_state})
+    def flat(params, opt_state):
+        return tiny.flat(jax.device_get((params, opt_state))).tolist()
 
-    first = 0
-    if not saves:
-        first = checkpoints.last_whole()
-        template = {"params": params, "opt_state": opt_state}
-        state = serialization.from_state_dict(template, checkpoints.restore(first, tree()))
-        params, opt_state = state["params"], state["opt_state"]
-    restored = tiny.flat(jax.device_get(tree())).tolist()
-    out = {"devices": jax.device_count(), "restored": restored, "losses": []}
-    kernel = params["params"]["layers_0"]["query"]["kernel"]
-    out["shard"] = kernel.addressable_shards[0].data.size / kernel.size
-    with mesh_lib.use(mesh):
-        for step in range(first, 6):
+    def train(fsdp, tensor, last, saved_at=None, continues=False):
+        mesh = mesh_lib.make_mesh(
+            dict(data=1, fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
+        params = {"params": jax.device_put(
+            network, mesh_lib.param_shardings(network, logical_axes(config), mesh))}
+        whole = mesh_lib.replicated(mesh)
+        opt_state = jax.tree.map(
+            lambda x: x if isinstance(x.sharding, NamedSharding) else jax.device_put(x, whole),
+            optimizer.init(params))
+        first, out = 0, {"losses": []}
+        if continues:
+            first, template = checkpoints.last_whole(), {"params": params, "opt_state": opt_state}
+            tree = checkpoints.restore(first, serialization.to_state_dict(template))
+            params, opt_state = serialization.from_state_dict(template, tree).values()
+        out["begins"] = flat(params, opt_state)
+        kernel = params["params"]["layers_0"]["query"]["kernel"]
+        out["shard"] = kernel.addressable_shards[0].data.size / kernel.size
+        for step in range(first, last):
             rng = np.random.default_rng(step)
             batch = SupervisedBatch(tiny.prompts(rng, 8, 6), *tiny.completions(rng, 16, 5))
-            params, opt_state, metrics = supervised_step(
-                tiny.Transformer(config), optimizer, params, {}, opt_state,
-                jax.device_put(batch, mesh_lib.batch_sharding(mesh)), np.float32(0.65))
+            with mesh_lib.use(mesh):
+                params, opt_state, metrics = supervised_step(
+                    model, optimizer, params, {}, opt_state,
+                    jax.device_put(batch, mesh_lib.batch_sharding(mesh)), np.float32(0.65))
             out["losses"].append(float(metrics["nll/completion"]))
-            if saves and step == 2:
-                out["saved"] = tiny.flat(jax.device_get(tree())).tolist()
-                checkpoints.save(3, tree(), {})  # what it holds is donated in the next step
-    checkpoints.close()
-    print(json.dumps(out))
+            if step + 1 == saved_at:
+                out["saved"] = flat(params, opt_state)
+                tree = serialization.to_state_dict({"params": params, "opt_state": opt_state})
+                checkpoints.save(saved_at, tree, {})  # what it holds is donated in the next step
+        checkpoints.wait()
+        return out
+
+    print(json.dumps([
+        train(4, 2, 6, saved_at=3), train(2, 2, 6, continues=True), train(1, 1, 6, continues=True)]))
 """
 
 
 def test_training_goes_on_on_fewer_devices_than_it_was_saved_on(tmp_path):
-    folder = str(tmp_path / "checkpoints")
-    whole = json.loads(finish(start(_TRAINS, folder, "4", "2", "saves", devices=8)).splitlines()[-1])
-    assert (whole["devices"], whole["shard"], len(whole["losses"])) == (8, 1 / 8, 6)
+    out = finish(start(_TRAINS, str(tmp_path / "checkpoints"), devices=8))
+    whole, *continued = json.loads(out.splitlines()[-1])
+    assert (whole["shard"], len(whole["losses"])) == (1 / 8, 6)
     assert whole["losses"][5] < whole["losses"][0] - 0.1
-    for fsdp, tensor in ((2, 2), (1, 1)):
-        process = start(_TRAINS, folder, str(fsdp), str(tensor), "continues", devices=fsdp * tensor)
-        found = json.loads(finish(process).splitlines()[-1])
-        assert (found["devices"], found["shard"]) == (fsdp * tensor, 1 / (fsdp * tensor))
-        assert found["restored"] == whole["saved"]
+    for devices, found in zip((4, 1), continued, strict=True):
+        assert found["shard"] == 1 / devices
+        assert found["begins"] == whole["saved"]
         np.testing.assert_allclose(found["losses"], whole["losses"][3:], rtol=1e-5)
