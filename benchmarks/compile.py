@@ -1,9 +1,10 @@
 """What every pod config takes on its slice of TPUs, by compiling its programs without one.
 
-python benchmarks/compile.py [--pods=gemma2_2b@v5e:4x4,...]
+python benchmarks/compile.py [--pods=gemma2_2b@v5e:4x4,...] [--only=update,...]
 
 Writes a report for each pod under benchmarks/results/compile/, program by program: what is there already for
-the same config and versions is not compiled again. Needs libtpu (the extra `tpu`); a program takes minutes.
+the same config and versions is not compiled again; after a change of the programs, remove it first. Needs
+libtpu (the extra `tpu`); a program takes minutes.
 """
 
 import argparse
@@ -23,8 +24,8 @@ PODS = (
 )
 
 
-def compile_pod(name: str, topology: str) -> None:
-    """Completes the report of one pod."""
+def compile_pod(name: str, topology: str, only: list[str]) -> None:
+    """Completes the report of one pod, by the programs of `only` or all."""
     from streamsynth import config as config_lib
     from streamsynth.compile import compile_run, program_names, versions
 
@@ -35,9 +36,10 @@ def compile_pod(name: str, topology: str) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     if (known.get("config_hash"), known.get("versions")) != (digest, versions()):
         known = {}
-    for program in program_names(config, topology):
+    names = program_names(config, topology)
+    for program in names:
         programs = known.get("programs", [])
-        if program in [one["name"] for one in programs]:
+        if program in [one["name"] for one in programs] or (only and program not in only):
             continue
         found = compile_run(config, topology, flag, (program,))
         programs, advice = programs + found["programs"], known.get("advice", []) + found["advice"]
@@ -45,7 +47,7 @@ def compile_pod(name: str, topology: str) -> None:
             "command": f"streamsynth compile --config={flag} --topology={topology} --json",
             "config_hash": digest,
             **found,
-            "programs": programs,
+            "programs": sorted(programs, key=lambda one: names.index(one["name"])),
             "fits": all(one["fits"] for one in programs),
             "advice": list(dict.fromkeys(advice)),
         }
@@ -57,10 +59,13 @@ def compile_pod(name: str, topology: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pods", default=",".join(PODS))
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    only = list(filter(None, arguments.only.split(",")))
     # Before JAX is imported, as the command does it.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
-    for pod in parser.parse_args().pods.split(","):
-        compile_pod(*pod.split("@"))
+    for pod in arguments.pods.split(","):
+        compile_pod(*pod.split("@"), only)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def test_topologies():
     slice_ = parse_topology("v5p:4x4x4")
     assert (slice_.kind, slice_.grid, slice_.count, str(slice_)) == ("v5p", (4, 4, 4), 64, "v5p:4x4x4")
     for text, said in (
-        ("v9:4x4", "the chip 'v9' is not known: choose one of v4, v5e, v5p, v6e"),
-        ("cuda:h100", "the chip 'cuda' is not known"),
+        ("v9:4x4", "the chip 'v9' is not known: choose a TPU, one of v4, v5e, v5p, v6e"),
+        ("cuda:h100", "the chip 'cuda' is not known: .*no GPU can be compiled for"),
         ("v5e", "a slice of v5e has 2 dimensions, as in v5e:4x4"),
         ("v5e:4x4x4", "2 dimensions"),
         ("v5p:4x4", "3 dimensions"),

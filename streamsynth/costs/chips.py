@@ -76,8 +76,8 @@ def parse_topology(text: str) -> Topology:
     kind, _, grid = text.partition(":")
     if kind not in CHIPS:
         raise UserError(
-            f"--topology={text}: the chip {kind!r} is not known: choose one of {', '.join(CHIPS)}, as in "
-            "v5e:4x4."
+            f"--topology={text}: the chip {kind!r} is not known: choose a TPU, one of {', '.join(CHIPS)}, as "
+            "in v5e:4x4; without one, no GPU can be compiled for."
         )
     sizes = grid.split("x")
     if len(sizes) != _DIMENSIONS[kind] or not all(size.isdecimal() and int(size) for size in sizes):
