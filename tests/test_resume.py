@@ -127,35 +127,3 @@ def test_killed_between_the_config_and_the_policy(finished, tmp_path):
             api.train(runs.config(finished.cache), workdir)
     for name in ("policy.json", "params.safetensors", "tokenizer.model"):
         assert (workdir / "policy" / name).read_bytes() == (finished.workdir / "policy" / name).read_bytes()
-
-
-@pytest.mark.slow
-def test_a_run_of_eight_devices_goes_on_on_four_and_is_read_on_one(finished, tmp_path, monkeypatch):
-    """Up to the kill bit for bit as without it, from there by tolerance."""
-
-    def on(fsdp: int, tensor: int, workdir: Path) -> list[str]:
-        count = fsdp * tensor
-        monkeypatch.setenv("XLA_FLAGS", f"--xla_force_host_platform_device_count={count}")
-        mesh = (
-            f"--config.mesh.{axis}={size}" for axis, size in (("data", 1), ("fsdp", fsdp), ("tensor", tensor))
-        )
-        return runs.arguments(finished.cache, workdir, *mesh)
-
-    runs.finish(on(4, 2, tmp_path / "whole"))
-    kill_after_checkpoint(on(4, 2, tmp_path / "run"), tmp_path / "run", MID_SECOND_TURN)
-    [*_, last] = complete(tmp_path / "run")
-    said = runs.finish(on(2, 2, tmp_path / "run"))
-    assert "results agree with those of the old mesh by tolerance" in said
-    whole, found = (runs.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "run"))
-    assert [record["step"] for record in whole] == [record["step"] for record in found]
-    after = 0
-    for expected, record in zip(whole, found, strict=True):
-        if record["step"] < last:
-            assert record == expected
-        else:
-            after += 1
-            for key in ("kl", "reward/quality"):
-                assert record[key] == pytest.approx(expected[key], abs=1e-3), (record["step"], key)
-    assert after > 0
-    monkeypatch.delenv("XLA_FLAGS")
-    runs.finish(["evaluate", f"--workdir={tmp_path / 'run'}"])
