@@ -13,6 +13,7 @@ from flax import serialization
 
 from streamsynth.feedback import diversity
 from streamsynth.learner import advantages, balance
+from streamsynth.learner.pending import Pending
 from streamsynth.learner.update import PARTS
 from streamsynth.pytrees import Array
 from streamsynth.stream import patterns, replay, scheduler
@@ -55,6 +56,7 @@ class RunState:
       spread, balance: the running deviations of the parts, and alpha with its target.
       transfer: [tasks + 1, tasks] float32, R[i, j], NaN where not measured.
       journals: [2 + tasks] int64, bytes of the metrics and evaluations journals and of each task's rows.
+      pending: the batch of the next step, where it is being written already (`rollout.lag`).
     """
 
     turn: Array
@@ -72,6 +74,7 @@ class RunState:
     balance: balance.Balance
     transfer: Array
     journals: Array
+    pending: Pending | None = None
 
 
 def new_buffer(config: Any) -> replay.Buffer:
