@@ -228,6 +228,8 @@ take_command() {
       *$'\n'*) fail "$called has a line break in $(quoted "$word"); write it without." ;;
       --workdir=*) folder="${word#*=}" ;;
       --distributed) ;;
+      --output=gs://*) words+=("$word") ;;
+      --output*) fail "$called: $word would be lost with the slice; name --output=gs://BUCKET/DIR." ;;
       --config="$root"/*) words+=("--config=${word#--config="$root"/}") ;;
       *) words+=("$word") ;;
     esac
@@ -306,12 +308,12 @@ each_slice() {
   set -m # process groups, so that Ctrl-C can end each with what it has started
   for ((slice = 1; slice <= slices; slice++)); do
     name="$first-$slice"
+    if [[ -n "$dry_run" ]]; then ("$1") && continue || return; fi
     ("$1" 2>&1 | while IFS= read -r line; do echo "[$name] $line"; done) &
     pids+=($!)
-    [[ -z "$dry_run" ]] || wait
   done
   trap 'for pid in "${pids[@]}"; do kill -- "-$pid" 2>/dev/null; done; exit 130' INT TERM
-  for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+  for pid in ${pids[@]+"${pids[@]}"}; do wait "$pid" || status=$?; done
   return "$status"
 }
 

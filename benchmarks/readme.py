@@ -276,6 +276,44 @@ def planted() -> str:
     return "\n".join([*lines, "", note])
 
 
+def compiled() -> str:
+    """Every pod config on its slice: memory on a device, and the seconds that a step cannot do without."""
+    paths = sorted((ROOT / "benchmarks" / "results" / "compile").glob("*.json"))
+    lines = [
+        "| config | slice | trained | mesh: fsdp x tensor | kept, GiB a device | most in use, GiB | of | in "
+        "| rollout: compute s | memory s | links s | update: compute s | memory s | links s |",
+        "|---|---|---:|---:|---:|---:|---:|---|" + "---:|" * 6,
+    ]
+    for path in paths:
+        found = json.loads(path.read_text())
+        programs = {one["name"]: one for one in found["programs"]}
+        most = max(found["programs"], key=lambda one: one["total"])
+        name = pathlib.PurePath(found["config"].partition(":")[0]).stem
+        floors = [
+            f"{programs[program]['floor_seconds'][rate]:.2f}"
+            for program in ("rollout", "update")
+            for rate in ("compute", "memory", "links")
+        ]
+        cells = [
+            name if found["fits"] else f"{name} (does not fit)",
+            found["topology"],
+            f"{found['trained'] / 1e9:.2f}e9",
+            f"{found['mesh']['fsdp']} x {found['mesh']['tensor']}",
+            f"{sum(found['kept'].values()) / 2**30:.2f}",
+            f"{most['total'] / 2**30:.2f}",
+            f"{found['chip']['usable'] / 2**30:.2f}",
+            most["name"],
+            *floors,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    note = (
+        f"Compiled without a TPU, not run (`python benchmarks/compile.py`; {versions}). Seconds are what "
+        "each published rate of the chip alone allows at best, for one step; all tokens are sampled."
+    )
+    return "\n".join([*lines, "", note])
+
+
 TABLES = {
     "learning": learning,
     "real_text": real_text,
@@ -284,6 +322,7 @@ TABLES = {
     "utility": utility,
     "judges": judges,
     "planted": planted,
+    "compiled": compiled,
 }
 
 

@@ -14,7 +14,9 @@ cores.
 from streamsynth.config import parse_arg
 from streamsynth.presets import pretrained
 
+PODS = {"v5e:4x4": dict(tensor=4, microbatches=8)}
+
 
 def get_config(arg=""):
-    arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
-    return pretrained(arg, "gemma2")
+    arg = parse_arg(arg, weights="", data="data", pod="", tiny=False, seed=0)
+    return pretrained(arg, "gemma2", "gemma-2-2b-it", PODS)

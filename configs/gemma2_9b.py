@@ -14,7 +14,9 @@ cores.
 from streamsynth.config import parse_arg
 from streamsynth.presets import pretrained
 
+PODS = {"v5e:16x16": dict(tensor=4, microbatches=1), "v5p:4x4x4": dict(tensor=4, microbatches=4)}
+
 
 def get_config(arg=""):
-    arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
-    return pretrained(arg, "gemma2")
+    arg = parse_arg(arg, weights="", data="data", pod="", tiny=False, seed=0)
+    return pretrained(arg, "gemma2", "gemma-2-9b-it", PODS)

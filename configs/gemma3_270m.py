@@ -17,7 +17,7 @@ from streamsynth.presets import pretrained
 
 def get_config(arg=""):
     arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
-    config = pretrained(arg, "gemma3")
+    config = pretrained(arg, "gemma3", "gemma-3-270m-it")
     config.policy.lora.rank = 0
     config.policy.param_dtype = "float32"
     config.optimizer.learning_rate = 5e-6

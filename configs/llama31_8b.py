@@ -14,7 +14,9 @@ cores.
 from streamsynth.config import parse_arg
 from streamsynth.presets import pretrained
 
+PODS = {"v5p:4x4x4": dict(tensor=4, microbatches=4)}
+
 
 def get_config(arg=""):
-    arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
-    return pretrained(arg, "llama")
+    arg = parse_arg(arg, weights="", data="data", pod="", tiny=False, seed=0)
+    return pretrained(arg, "llama", "Llama-3.1-8B-Instruct", PODS)

@@ -17,4 +17,4 @@ from streamsynth.presets import pretrained
 
 def get_config(arg=""):
     arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
-    return pretrained(arg, "qwen2")
+    return pretrained(arg, "qwen2", "Qwen2.5-7B-Instruct")

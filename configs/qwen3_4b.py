@@ -14,7 +14,9 @@ tiny run takes under a minute on 2 CPU cores.
 from streamsynth.config import parse_arg
 from streamsynth.presets import pretrained
 
+PODS = {"v6e:4x4": dict(tensor=4, microbatches=8)}
+
 
 def get_config(arg=""):
-    arg = parse_arg(arg, weights="", data="data", tiny=False, seed=0)
-    return pretrained(arg, "qwen3")
+    arg = parse_arg(arg, weights="", data="data", pod="", tiny=False, seed=0)
+    return pretrained(arg, "qwen3", "Qwen3-4B", PODS)

@@ -96,7 +96,7 @@ def check(config: Any) -> None:
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     mesh_lib.check_batch(config.rollout.prompts, "rollout.prompts", mesh)
     mesh_lib.check_batch(config.evaluation.prompts, "evaluation.prompts", mesh)
-    _check_microbatches(config, mesh)
+    check_microbatches(config, mesh)
     sources = scorer_specs.sources(config)
     check_judges(config.feedback.judges.to_dict(), sources)
     rivals.check(config, resolve(config.objective))
@@ -137,8 +137,8 @@ def check(config: Any) -> None:
     pretrain.check_sources(config)
 
 
-def _check_microbatches(config: Any, mesh: Mesh) -> None:
-    """Whether each microbatch has whole groups, and some for every device."""
+def check_microbatches(config: Any, mesh: Mesh) -> None:
+    """Raises UserError unless each microbatch has whole groups, and some for every device."""
     count, prompts, parts = config.learner.microbatches, config.rollout.prompts, mesh_lib.shards(mesh)
     if prompts % (count * parts):
         raise UserError(
@@ -149,7 +149,7 @@ def _check_microbatches(config: Any, mesh: Mesh) -> None:
 
 def _check_replay(config: Any) -> None:
     """Whether what a step replays fits into a buffer."""
-    c, asked = config.replay, _scheduler(config).max_replayed
+    c, asked = config.replay, scheduler_config(config).max_replayed
     if c.elite_share + c.leverage_share > 1:
         raise UserError(
             f"replay.elite_share = {c.elite_share} and replay.leverage_share = {c.leverage_share} are "
@@ -234,7 +234,10 @@ def assemble(
             task_reward(judge_context(policy, form, task, config.objective.chunk, encoder), f, scorers)
             for task in tasks
         )
-    featurize = Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder)
+        featurize = Featurizer(
+            f.features, f.width, config.seed, policy.model, policy.variables, form, encoder
+        )
+        examples = tuple(example_features(form, featurize, task) for task in tasks)
     return Setting(
         config=config,
         mesh=mesh,
@@ -246,7 +249,7 @@ def assemble(
         rewards=rewards,
         encoder=encoder,
         scorers=scorers,
-        examples=tuple(example_features(form, featurize, task) for task in tasks),
+        examples=examples,
         student=_student(f.utility),
         featurize=featurize,
         optimizer=make_optimizer(
@@ -256,7 +259,7 @@ def assemble(
         ),
         objective=objective_config(config.objective, config.learner.microbatches, bool(r.lag)),
         rivals=rivals.RivalConfig(**config.rivals.to_dict()),
-        scheduler=_scheduler(config),
+        scheduler=scheduler_config(config),
         patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),
         experience=experience,
         place=arrays.Placement(batch),
@@ -290,7 +293,8 @@ def task_reward(context: JudgeContext, feedback: Any, scorers: dict[str, Scorer]
     return make_reward(context, f.judges.to_dict(), scorers, f.secondary.to_dict(), f.accept)
 
 
-def _scheduler(config: Any) -> scheduler.Config:
+def scheduler_config(config: Any) -> scheduler.Config:
+    """The scheduler's constants, by the groups `scheduler`, `replay` and `rollout` of the config."""
     keys, share = config.scheduler.to_dict(), config.replay.share
     if config.stream.experience == "isolated":  # it has no past to replay or to probe
         keys, share = keys | {"probe_every": 0}, 0.0
@@ -340,7 +344,7 @@ def first_state(setting: Setting) -> RunState:
 
 
 def _optimizer_state(setting: Setting, params: Any) -> Any:
-    """A fresh state of the optimizer: what has the path and shape of a parameter lies as that does.
+    """A fresh state of the optimizer.
 
     Its zeros follow from nothing, and by themselves would come to lie whole on every device.
     """

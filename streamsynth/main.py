@@ -5,6 +5,7 @@
     streamsynth evaluate --workdir=DIR
     streamsynth report --workdir=DIR
     streamsynth export --workdir=DIR --output=DIR [--adapter]
+    streamsynth compile --config=FILE[:arg,key=value] --topology=v5e:16x16 [--json] [--only=PROGRAM,...]
 
 On several hosts the same command starts on each of them, with `--distributed` where JAX detects who they are
 (Cloud TPU, Slurm, Open MPI), or with `--coordinator=HOST:PORT --processes=N --process_id=I`.
@@ -36,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         argv, overrides = _split_overrides(argv)
         arguments = vars(_parser().parse_args(argv))
         verb = arguments.pop("verb")
-        if overrides and verb != "train":
+        if overrides and verb not in ("train", "compile"):
             raise UserError(
                 f"--config.{next(iter(overrides))}: {verb} takes no config; it uses the workdir's."
             )
@@ -127,12 +128,32 @@ def _export(arguments: dict, overrides: dict[str, str]) -> None:
     api.export(**arguments)
 
 
+def _compile(arguments: dict, overrides: dict[str, str]) -> None:
+    import json
+    import os
+
+    from streamsynth import config
+
+    flag = arguments["config"]
+    resolved = config.load(flag, overrides)
+    # Before JAX is imported. No device is used, be there one or not, nor asked for what slice it belongs to.
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+
+    from streamsynth.compile import compile_run
+    from streamsynth.costs import report
+
+    only = tuple(filter(None, arguments["only"].split(",")))
+    found = compile_run(resolved, arguments["topology"], flag, only)
+    print(json.dumps(found, indent=1) if arguments["json"] else report.text(found))
+
+
 _VERBS = {
     "train": _train,
     "synthesize": _synthesize,
     "evaluate": _evaluate,
     "report": _report,
     "export": _export,
+    "compile": _compile,
 }
 
 
@@ -144,9 +165,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="{" + ",".join(_VERBS) + "}")
 
-    def add(verb: str, description: str) -> argparse.ArgumentParser:
+    def add(verb: str, description: str, workdir: bool = True) -> argparse.ArgumentParser:
         sub = verbs.add_parser(verb, help=description, description=description, allow_abbrev=False)
-        sub.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
+        if workdir:
+            sub.add_argument("--workdir", required=True, metavar="DIR", help="the folder of the run")
         return sub
 
     def add_processes(sub: argparse.ArgumentParser) -> None:
@@ -160,14 +182,17 @@ def _parser() -> argparse.ArgumentParser:
         several.add_argument("--processes", type=_positive, metavar="N", help="how many there are")
         several.add_argument("--process_id", type=_natural, metavar="I", help="which one this is, from 0")
 
+    def add_config(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--config",
+            required=True,
+            metavar="FILE[:ARG]",
+            help="a Python file with get_config(arg), and its argument, such as tiny,seed=3; any key of it "
+            "is overridden with --config.some.key=value",
+        )
+
     train = add("train", "Trains over the stream of a config; on a workdir that has a run, continues it.")
-    train.add_argument(
-        "--config",
-        required=True,
-        metavar="FILE[:ARG]",
-        help="a Python file with get_config(arg), and its argument, such as tiny,seed=3; any key of it is "
-        "overridden with --config.some.key=value",
-    )
+    add_config(train)
     train.add_argument(
         "--init_from", metavar="DIR", help="a finished run whose experience a new stream starts with"
     )
@@ -185,6 +210,16 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--output", required=True, metavar="DIR", help="the folder for model and tokenizer")
     export.add_argument(
         "--adapter", action="store_true", help="write the LoRA adapter alone, as PEFT keeps it"
+    )
+    described = (
+        "Compiles the programs of a config for a slice of TPUs, without one, and says whether they fit."
+    )
+    compiled = add("compile", described, workdir=False)
+    add_config(compiled)
+    compiled.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e:16x16 or v5p:4x4x4")
+    compiled.add_argument("--json", action="store_true", help="print the report as JSON")
+    compiled.add_argument(
+        "--only", default="", metavar="PROGRAM,...", help="of the run's programs, these alone"
     )
     return parser
 

@@ -5,6 +5,9 @@ The settings are starting points that nobody has tuned or measured at these size
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from streamsynth.defaults import default_config
@@ -14,23 +17,26 @@ from streamsynth.errors import UserError
 PAPER_STREAM = ("yelp5", "amazon5", "yahoo10", "mnli3")
 
 
-def pretrained(arg: ConfigDict, family: str) -> ConfigDict:
+def pretrained(
+    arg: ConfigDict, family: str, model: str, pods: Mapping[str, Mapping[str, Any]] | None = None
+) -> ConfigDict:
     """The config of a policy from named weights: a LoRA adapter in float32 on a bfloat16 base.
 
     Args:
-      arg: of the config file, with `weights` (a folder, or "" where only a tiny run needs none), `data` (the
-        folder of the stream's folders), `tiny` and `seed`.
+      arg: of the config file, with `weights` (a folder; "" takes the one that is named as the model), `data`
+        (the folder of the stream's folders), `tiny` and `seed`; and `pod`, a key of `pods` or "", where there
+        are any.
       family: of the weights; the tiny run without weights has a small policy of its own of it.
+      model: the weights' name on the Hugging Face hub, without the organisation.
+      pods: by topology, the arguments of `on_pod`.
 
     Raises:
-      UserError: neither weights nor tiny is given.
+      UserError: there is no such pod.
     """
-    if not arg.weights and not arg.tiny:
-        raise UserError("name the folder of the weights as an argument, such as :weights=DIR,data=DIR.")
     config = default_config()
     config.seed = arg.seed
     config.mesh.update(data=1, fsdp=-1, tensor=1)
-    config.policy.init = f"hf:{arg.weights}" if arg.weights else ""
+    config.policy.init = "" if arg.tiny and not arg.weights else f"hf:{arg.weights or model}"
     config.policy.family = family
     config.policy.update(param_dtype="bfloat16", compute_dtype="bfloat16", scan_layers=True, remat=True)
     config.policy.lora.update(rank=64, alpha=64.0)
@@ -46,9 +52,35 @@ def pretrained(arg: ConfigDict, family: str) -> ConfigDict:
     config.objective.chunk = 256
     config.evaluation.update(prompts=64, samples=8, temperature=0.85)
     config.checkpoint.every = 10
+    if arg.get("pod"):
+        if arg.pod not in pods:
+            raise UserError(f"the argument pod={arg.pod} is not known: choose one of {', '.join(pods)}.")
+        on_pod(config, **pods[arg.pod])
     if arg.tiny:
         make_tiny(config)
     return config
+
+
+def on_pod(config: ConfigDict, *, tensor: int, microbatches: int, rank: int = 0) -> None:
+    """512 samples a step on a pod: the whole network is trained, or with a rank an adapter.
+
+    Parameters are bfloat16, and the optimizer moves float32 copies of them.
+
+    Args:
+      config: to change.
+      tensor: devices along mesh.tensor; all others lie along mesh.fsdp. Sampling gathers the weights at each
+        token, along fsdp alone.
+      microbatches: in which a batch is differentiated.
+      rank: of the adapter.
+    """
+    config.mesh.update(data=1, fsdp=-1, tensor=tensor)
+    config.policy.lora.rank = rank
+    config.rollout.update(prompts=64, samples=8, prompt_length=1536, completion_length=256)
+    # As many as in training: one program less.
+    config.evaluation.update(prompts=64, samples=8)
+    config.learner.microbatches = microbatches
+    if not rank:
+        config.optimizer.learning_rate = 2e-6
 
 
 def make_tiny(config: ConfigDict) -> None:

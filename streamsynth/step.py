@@ -23,6 +23,7 @@ from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import RunState, TaskState
 from streamsynth.learner.update import Assessment, assess, update
 from streamsynth.policy.logprobs import sequence_logprobs
+from streamsynth.pytrees import Array
 from streamsynth.runtime import arrays
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
@@ -32,7 +33,12 @@ from streamsynth.tasks.question_answer import fields_of
 from streamsynth.tasks.task import Task
 
 _kept_of = jax.jit(diversity.kept)
-_learned_from = jax.jit(lambda mask, counted: mask & counted[:, None])
+
+
+@jax.jit
+def _learned_from(mask: Array, counted: Array) -> Array:
+    """[N, T] bool: the tokens of the samples that are counted."""
+    return mask & counted[:, None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,6 +85,11 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
 
 def check_weights(config: Any, folder: str, mesh: Mesh) -> PromptFormat:
     """What can be said of named weights without reading them; returns the format of their prompts."""
+    if not pathlib.Path(folder).is_dir():
+        raise UserError(
+            f"policy.init = {config.policy.init!r}: there is no folder {folder}; name that of the weights, "
+            "for the configs of pretrained policies as an argument, such as :weights=DIR,data=DIR."
+        )
     r = config.rollout
     network = read_config(folder, **choices(config.policy))
     check_network(network, mesh)

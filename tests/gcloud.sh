@@ -9,8 +9,9 @@
 #   offline                while it is there, gcloud cannot say how a slice is
 #   refuse                 what the next `create`s say instead of making something, one a line
 #   plan                   what `streamsynth` does on worker 0, one run a line: an exit code; `preempt`;
-#                          `vanish`; `hang` until there is a file `go`; `lose` the connection, and hang; `terminate`
-#                          (SIGTERM to all that runs, as on a VM that is taken away). Otherwise it ends well
+#                          `vanish`; `hang` until there is a file `go`; `lose` the connection, and hang;
+#                          `terminate` (SIGTERM to all that runs, as on a VM that is taken away). Otherwise it
+#                          ends well
 #   others                 the exit code of the other workers, 0 unless written
 #   ran                    what `streamsynth` was started with, on every worker
 #   slept                  how long the script has waited

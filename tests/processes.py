@@ -1,4 +1,4 @@
-"""What tests of several processes share: a run of two of them over loopback, each with two simulated devices."""
+"""What tests of several processes share: two of them over loopback, each with two simulated devices."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ DEVICES = 2  # of each process
 # The smallest run that four devices divide.
 KEYS = {
     "stream.tasks": "worlds:market_1",
+    "pretrain.steps": "40",
     "learner.steps": "3",
     "rollout.prompts": "4",
+    "supervised.rounds": "1",
+    "feedback.secondary.utility": "0",
     "evaluation.prompts": "4",
     "evaluation.samples": "4",
-    "scheduler.probe_every": "0",
+    "evaluation.batches": "1",
+    "evaluation.best_of": "1",
     "checkpoint.every": "2",
 }
 
@@ -39,14 +43,16 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def start(argv: Sequence[str], count: int = 2, logs: Path | None = None, flags: bool = True, **env: str):
-    """The processes of a run, with their standard errors in files of the folder `logs`.
+def start(
+    argv: Sequence[str], logs: Path, count: int = 2, flags: bool = True, **env: str
+) -> list[subprocess.Popen]:
+    """The processes of a run.
 
     Args:
-      argv: of Python.
+      argv: of Python; in each word PORT stands for a free port, and PROCESS for the process's index.
+      logs: a folder for what each of them prints, INDEX.log.
       count: how many; one by itself has all the devices that they would have together.
-      logs: a folder.
-      flags: whether the command is told who it is, by flags at its end.
+      flags: whether the command is told who it is by flags at its end.
       env: more of the environment.
     """
     port = free_port()
@@ -59,13 +65,17 @@ def start(argv: Sequence[str], count: int = 2, logs: Path | None = None, flags: 
         **env,
     }
     logs.mkdir(parents=True, exist_ok=True)
-    found = []
+    found: list[subprocess.Popen] = []
     for index in range(count):
         who = [f"--coordinator=localhost:{port}", f"--processes={count}", f"--process_id={index}"]
         with open(logs / f"{index}.log", "ab") as log:
             found.append(
                 subprocess.Popen(
-                    [sys.executable, *argv, *(who if flags and count > 1 else ())],
+                    [
+                        sys.executable,
+                        *(word.replace("PORT", str(port)).replace("PROCESS", str(index)) for word in argv),
+                        *(who if flags and count > 1 else ()),
+                    ],
                     env=environment,
                     stdout=log,
                     stderr=log,

@@ -11,9 +11,11 @@ import pytest
 import runs
 from runs import ROOT
 
-from streamsynth import api, assemble, config
+from streamsynth import api, assemble, config, validate
 from streamsynth import main as main_lib
 from streamsynth import weights as weights_lib
+from streamsynth.compile import planned_network
+from streamsynth.costs.chips import parse_topology
 from streamsynth.errors import UserError
 from streamsynth.policy.families import choices
 from streamsynth.policy.huggingface.architectures import read_config
@@ -23,6 +25,7 @@ PRETRAINED = {
     "gemma3_270m": ("gemma3", False),
     "gemma2_2b": ("gemma2", True),
     "gemma2_9b": ("gemma2", True),
+    "gemma2_27b": ("gemma2", True),
     "llama31_8b": ("llama", True),
     "qwen25_7b": ("qwen2", True),
     "qwen3_4b": ("qwen3", True),
@@ -81,8 +84,43 @@ def test_a_pretrained_policy_runs_in_low_precision_with_scanned_layers(name, wei
     assert (network.lora is not None) == adapts
     assert network.param_dtype == ("bfloat16" if adapts else "float32")
     assert len(resolved.stream.tasks) == 4
-    with pytest.raises(UserError, match="weights=DIR"):
-        config.load(str(path))
+    with pytest.raises(UserError, match="there is no folder .* such as :weights=DIR,data=DIR"):
+        assemble.check(config.load(str(path)))
+
+
+PODS = {
+    "gemma2_2b": ["v5e:4x4"],
+    "gemma2_9b": ["v5e:16x16", "v5p:4x4x4"],
+    "gemma2_27b": ["v5p:4x4x4"],
+    "llama31_8b": ["v5p:4x4x4"],
+    "qwen3_4b": ["v6e:4x4"],
+}
+
+
+@pytest.mark.parametrize("name, pod", [(name, pod) for name, pods in PODS.items() for pod in pods])
+def test_a_pod(name, pod, weights):
+    """512 samples a step, long prompts, the mesh all of the pod's chips; tiny stays what it is."""
+    path = ROOT / "configs" / f"{name}.py"
+    resolved = config.load(f"{path}:pod={pod}")
+    validate.check(resolved)
+    r, p = resolved.rollout, resolved.policy
+    assert r.prompts * r.samples >= 512 and r.prompt_length >= 1024 and r.completion_length >= 256
+    assert (p.param_dtype, p.compute_dtype, p.scan_layers, p.remat) == ("bfloat16", "bfloat16", True, True)
+    assert (p.lora.rank > 0) == (name == "gemma2_27b")
+    devices, mesh = parse_topology(pod).count, resolved.mesh
+    rows = devices // mesh.tensor
+    assert (mesh.data, mesh.fsdp) == (1, -1) and devices % mesh.tensor == 0
+    assert r.prompts % (rows * resolved.learner.microbatches) == 0
+    network = planned_network(resolved)
+    assert network.kv_heads % mesh.tensor == network.vocab_size % mesh.tensor == network.width % rows == 0
+    tiny = config.load(f"{path}:pod={pod},tiny")
+    assemble.check(tiny)
+    assert tiny.policy.width == 32 and tiny.rollout.prompts == 4
+
+
+def test_an_unknown_pod():
+    with pytest.raises(UserError, match="pod=v5e:8x8 is not known: choose one of v5e:16x16, v5p:4x4x4"):
+        config.load(f"{ROOT / 'configs' / 'gemma2_9b.py'}:pod=v5e:8x8")
 
 
 # They take long and go one path but for their family's layers: the others are slow tests.

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,15 @@ def test_a_dry_run_prints_what_a_run_would_call_and_calls_nothing(cloud, argumen
     repeats = [n for n in range(1, len(calls)) if calls[n] == calls[n - 1] and "describe" in calls[n]]
     assert len(repeats) == waits
     assert plain(printed(dry.stdout)) == [call for n, call in enumerate(calls) if n not in repeats]
+
+
+def test_a_dry_run_of_several_slices_takes_one_after_the_other(cloud):
+    text = "".join(f"train --config=c --workdir={name}\n" for name in "abc")
+    done = cloud.launch("sweep", *SLICE, "--slices=2", "--workdir=gs://b", "--dry-run", text=text)
+    assert done.returncode == 0 and "launch_tpu.sh: line" not in done.stderr
+    runs = [call for call in printed(done.stdout) if "setsid" in call[-1]]
+    starts = [(call[4], re.search(r"gs://b/\w", call[-1]).group()) for call in runs]
+    assert starts == [("synth-1", "gs://b/a"), ("synth-1", "gs://b/c"), ("synth-2", "gs://b/b")]
 
 
 def test_the_calls_of_a_run(cloud):
@@ -295,19 +305,28 @@ def test_a_sweep_goes_on_after_a_failure_and_names_it(cloud):
 
 def test_ctrl_c_ends_a_sweep_here_and_lets_its_slices_go_on(cloud):
     cloud.write("plan", "hang\n" * 2)
+    status = [cloud.folder / "home" / f"synth-{n}" / "0" / "run" / "status" for n in (1, 2)]
     with cloud.start("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket") as started:
         started.stdin.write("train --config=c --workdir=a\ntrain --config=c --workdir=b\n")
         started.stdin.close()
-        shown = ""
-        while shown.count("turn 1 of") < 2:
-            shown += started.stdout.readline()
-        started.send_signal(signal.SIGINT)
-        started.stdout.read()  # ends when all that may write there has ended
-        assert started.wait(20) == 130
-    status = [cloud.folder / "home" / f"synth-{n}" / "0" / "run" / "status" for n in (1, 2)]
-    assert not any(file.exists() for file in status)
-    cloud.write("go", "")
-    while not all(file.exists() for file in status):
+        started.stdin = None
+        try:
+            shown = ""
+            while shown.count("turn 1 of") < 2:
+                shown += started.stdout.readline()
+            started.send_signal(signal.SIGINT)
+            started.communicate(timeout=20)  # until all that may write there has ended
+            assert started.returncode == 130
+            assert not any(file.exists() for file in status)
+        finally:
+            cloud.write("go", "")
+    wait_for(lambda: all(file.exists() for file in status))
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < end
         time.sleep(0.05)
 
 
@@ -336,6 +355,7 @@ RUN = ("run", *SLICE)
         ((*RUN, "--slices=2", WORKDIR, *COMMAND), "run is for one slice"),
         (("setup", *SLICE, "--fetch=weights"), "--fetch=weights is no folder in a bucket"),
         (("setup", *SLICE, *COMMAND), "setup takes no command"),
+        ((*RUN, WORKDIR, "--", "synthesize", "--output=here"), "--output=here would be lost with the slice"),
         (("run", *POD, WORKDIR, "--", "export"), "export runs on one host"),
         (("resume", "--workdir=gs://bucket/none"), "--workdir=gs://bucket/none: no run was started there"),
     ],
@@ -349,7 +369,10 @@ def test_mistakes_exit_with_2_and_one_sentence(cloud, arguments, sentence):
     [
         ("", "standard input has no commands"),
         ("train --workdir=a\npython train.py --workdir=b\n", "line 2 is no streamsynth command"),
-        ("train --workdir=a\ntrain --workdir=a\n", "line 2: an earlier line has --workdir=gs://bucket/runs/a"),
+        (
+            "train --workdir=a\ntrain --workdir=a\n",
+            "line 2: an earlier line has --workdir=gs://bucket/runs/a",
+        ),
         ("train '--workdir=a\n", "line 1 has an open quotation mark"),
         ("train --workdir=/a\n", "line 1: the workdir 'gs://bucket/runs//a' is no folder"),
     ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import socket
 import threading
 import time
@@ -10,26 +12,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from streamsynth.runtime.line import LOST, Line, call, encode, frames, host
+from streamsynth.runtime.line import LOST, Line, call, host
+from streamsynth.runtime.messages import encode, frames
 
 
 class Ended(list):
-    """Takes the place of the end of a process: the exit codes."""
+    """Takes the place of the end of a process: the exit codes. Its sockets are closed, as the system does."""
 
-    def __init__(self):
+    def __init__(self, sockets):
         super().__init__()
-        self.event = threading.Event()
+        self.event, self.sockets = threading.Event(), sockets
 
     def __call__(self, code: int) -> None:
         self.append(code)
         self.event.set()
+        for connected in self.sockets.values():
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
 
 
 class Peer:
     """One process with its line."""
 
     def __init__(self, index: int, count: int, sockets, log: Path, **options):
-        self.ended = Ended()
+        self.ended = Ended(sockets)
         self.log = log
         self.line = Line(index, count, sockets, exit=self.ended, stream=open(log, "w"), **options)  # noqa: SIM115
 
@@ -107,13 +113,15 @@ def test_nothing_but_json_and_numbers_is_sent(value):
 
 def test_all_gather_the_same_in_the_order_of_the_processes(peers):
     lines = [peer.line for peer in peers(3)]
-    for round_ in range(5):
-        own = [{"from": i, "array": np.full(i + round_, i)} for i in range(3)]
-        found = at_once(*(lambda i=i: lines[i].gather(f"round {round_}", own[i]) for i in range(3)))
-        for got in found:
+
+    def rounds(i):
+        return [lines[i].gather(f"round {k}", {"from": i, "array": np.full(i + k, i)}) for k in range(5)]
+
+    for found in at_once(*(functools.partial(rounds, i) for i in range(3))):
+        for k, got in enumerate(found):
             assert [one["from"] for one in got] == [0, 1, 2]
-            assert [one["array"].tolist() for one in got] == [[i] * (i + round_) for i in range(3)]
-    large = np.arange(3_000_000, dtype=np.float64)  # more than sockets hold
+            assert [one["array"].tolist() for one in got] == [[i] * (i + k) for i in range(3)]
+    large = np.arange(200_000, dtype=np.float64)  # more than sockets hold
     found = at_once(*(lambda i=i: lines[i].gather("large", large + i) for i in range(3)))
     assert all(np.array_equal(got[2], large + 2) for got in found)
 

@@ -81,7 +81,7 @@ def test_the_other_verbs_pass_their_arguments_on(calls):
 @pytest.mark.parametrize(
     "argv, sentence",
     [
-        ([], "required: {train,synthesize,evaluate,report,export}"),
+        ([], "required: {train,synthesize,evaluate,report,export,compile}"),
         (["trian"], "invalid choice: 'trian'"),
         (["train", "--config=FILE"], "--workdir"),
         (["train", "--workdir=w"], "--config"),

@@ -75,6 +75,21 @@ def test_three_kills_and_a_half_written_checkpoint(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_stopped_by_sigterm(finished, tmp_path):
+    argv = runs.arguments(finished.cache, tmp_path / "run")
+    process = runs.start(argv)
+    while not (tmp_path / "run" / "checkpoints" / str(MID_TURN)).exists():
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert process.returncode == 75, stderr[-3000:]
+    assert stderr.splitlines()[-1].startswith("streamsynth: stopped by SIGTERM after step")
+    runs.finish(argv)
+    assert runs.outcome(tmp_path / "run") == runs.outcome(finished.workdir)
+
+
+@pytest.mark.slow
 def test_two_runs_without_a_kill_agree(finished, tmp_path):
     runs.finish(runs.arguments(finished.cache, tmp_path / "run"))
     assert runs.outcome(tmp_path / "run") == runs.outcome(finished.workdir)

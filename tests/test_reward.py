@@ -66,7 +66,7 @@ def test_many_texts_are_read_in_pieces_with_the_same_verdicts(context, monkeypat
     tokens, mask = context.encode(texts)
     label = np.arange(len(texts), dtype=np.int32) % len(context.task.labels)
     whole, read = reward_lib._posterior(context)(texts, label, tokens, mask), []
-    monkeypatch.setattr(reward_lib, "_TEXTS", 3)
+    monkeypatch.setattr(reward_lib, "JUDGED_TEXTS", 3)
     judge = reward_lib._posterior(context)
     original = judge_lib.label_loglikelihood
     monkeypatch.setattr(

@@ -49,7 +49,7 @@ class JudgeContext:
 
 
 # What the posterior reads at one time: a data set of texts, times the labels, would not fit in memory.
-_TEXTS = 256
+JUDGED_TEXTS = 256
 
 
 class Judge(Protocol):
@@ -85,17 +85,17 @@ def _posterior(context: JudgeContext) -> Judge:
     c = context
 
     def loglikelihood(tokens: Array, mask: Array) -> Array:
-        """[N, K], of `_TEXTS` texts at a time: each is read once for every label."""
-        count = tokens.shape[0]
-        if count <= _TEXTS:
+        """[N, K], of `JUDGED_TEXTS` texts at a time: each is read once for every label."""
+        count, size = tokens.shape[0], JUDGED_TEXTS
+        if count <= size:
             return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask, chunk=c.chunk)
-        rest = ((0, -count % _TEXTS), (0, 0))
+        rest = ((0, -count % size), (0, 0))
         tokens, mask = jnp.pad(tokens, rest), jnp.pad(mask, rest)
         found = [
             judge_lib.label_loglikelihood(
-                c.model, c.base, c.prompts, tokens[i : i + _TEXTS], mask[i : i + _TEXTS], chunk=c.chunk
+                c.model, c.base, c.prompts, tokens[i : i + size], mask[i : i + size], chunk=c.chunk
             )
-            for i in range(0, count, _TEXTS)
+            for i in range(0, count, size)
         ]
         return jnp.concatenate(found)[:count]
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
@@ -108,7 +109,7 @@ def dead(reward: Array, samples: int) -> jax.Array:
 
 def initial_spread(names: tuple[str, ...] = ("quality", "utility", "diversity")) -> Spread:
     """Nothing known of any part."""
-    unknown = {name: jnp.zeros((), jnp.float32) for name in names}
+    unknown = {name: np.float32(0) for name in names}
     return Spread(mean_square=unknown, level=unknown)
 
 

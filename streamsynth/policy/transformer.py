@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.policy.attention import (
@@ -365,9 +366,7 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Any:
 
 def init_params(config: TransformerConfig, key: jax.Array) -> Any:
     """Fresh parameters as a plain tree, logical axis metadata removed."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    init = jax.jit(lambda key: nn.meta.unbox(Transformer(config).init(key, tokens, tokens)["params"]))
-    return init(key)
+    return jax.jit(lambda key: nn.meta.unbox(_init(config, key)["params"]))(key)
 
 
 def param_shapes(config: TransformerConfig) -> Any:
@@ -377,9 +376,13 @@ def param_shapes(config: TransformerConfig) -> Any:
 
 def logical_axes(config: TransformerConfig) -> Any:
     """The tree of logical axis names of every parameter, as Linen's partition specs."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens, tokens)
+    variables = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
     return nn.get_partition_spec(variables)["params"]
+
+
+def _init(config: TransformerConfig, key: jax.Array) -> Any:
+    tokens = np.zeros((1, 1), np.int32)
+    return Transformer(config).init(key, tokens, tokens)
 
 
 def stack_layers(params: Any, config: TransformerConfig) -> Any:

@@ -27,7 +27,8 @@ def put(array: Any, sharding: Sharding) -> jax.Array:
     if isinstance(array, jax.Array) and not array.is_fully_addressable:
         return array if array.sharding == sharding else _moved(sharding)(array)
     if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
-        return jax.make_array_from_callback(array.shape, sharding, lambda piece: array[piece])
+        data = put(np.asarray(jax.random.key_data(array)), sharding)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(array))
     array = np.asarray(array)
     return jax.make_array_from_callback(array.shape, sharding, lambda piece: array[piece])
 

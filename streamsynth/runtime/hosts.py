@@ -142,7 +142,7 @@ def stop_on_sigterm() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
         _stop_asked.clear()
 
 
@@ -188,7 +188,7 @@ def together(
       UserError: the processes do not find each other.
     """
     global _line
-    # XLA's CPU client takes as many threads as this says, by default one a core. Every simulated device blocks
+    # XLA's CPU client has as many threads as this says, by default one a core. Each simulated device blocks
     # one in a collective: with too few, two programs wait for each other for ever. Accelerators need none.
     os.environ.setdefault("NPROC", str(max(_CPU_THREADS, os.cpu_count() or 1)))
     try:
@@ -199,6 +199,9 @@ def together(
             f"the processes of the run did not find each other ({reason}): start the same command on every "
             "host, and where nothing is detected name --coordinator=HOST:PORT, --processes and --process_id."
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # JAX has taken SIGTERM for a notice of its own: who does not ask for `stop_on_sigterm` ends by it.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if jax.process_count() == 1:
         yield
         return

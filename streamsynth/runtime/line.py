@@ -3,29 +3,23 @@
 Process 0 is its hub. On it go what the hosts' programs have to tell each other (texts, scores, small
 arrays), that one of them has failed, and signs of life. A thread of its own listens: it ends the process when
 another one has failed or is gone, also while the main thread waits for a device that will never answer.
-
-A message is a JSON header and the bytes of the arrays in it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import os
 import selectors
 import socket
-import struct
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TextIO
 
-import numpy as np
+from streamsynth.runtime.messages import encode, frames
 
-_FRAME = struct.Struct("!IQ")  # bytes of the header, and of the arrays behind it
-_ARRAY = "__array__"
 _BEAT_SECONDS = 2.0  # between signs of life
 _READ_BYTES = 1 << 20
 # How long a process that failed waits for the others to have heard of it.
@@ -213,6 +207,7 @@ class Line:
             self._their_ticks[peer] = header["ticks"]
         elif header["kind"] == "failed":
             self._pass_on(header, but=peer)
+            self._send(peer, {"kind": "bye"})  # it is heard, and may end
             self._end(header["message"], header["code"])
         elif header["kind"] == "stalled":
             self._print_stacks()
@@ -231,6 +226,7 @@ class Line:
 
     def _lost(self, peer: int, message: str) -> None:
         """Ends all because of what no process said of itself; `peer` needs not be told."""
+        self._leave(peer)
         self._pass_on({"kind": "failed", "message": message, "code": LOST}, but=peer)
         self._end(message, LOST)
 
@@ -258,63 +254,23 @@ class Line:
 
     def _end(self, message: str, code: int) -> None:
         print(f"streamsynth: error: {message}", file=self._stream, flush=True)
+        if self.index == 0:
+            self._outlast()
         self._exit(code)
 
+    def _outlast(self) -> None:
+        """Waits until the others have ended.
 
-# --- The form of messages ---
-
-
-def encode(header: Mapping[str, Any], value: Any = None) -> bytes:
-    """One message.
-
-    Raises:
-      TypeError: something in `value` is neither of JSON nor a number or an array of numbers.
-    """
-    arrays: list[np.ndarray] = []
-    told = json.dumps({"header": header, "value": _out(value, arrays)}).encode()
-    blobs = b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)
-    return _FRAME.pack(len(told), len(blobs)) + told + blobs
-
-
-def frames(buffer: bytearray) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Takes the whole messages out of a buffer: their headers and values."""
-    while len(buffer) >= _FRAME.size:
-        header_size, blob_size = _FRAME.unpack_from(buffer)
-        size = _FRAME.size + header_size + blob_size
-        if len(buffer) < size:
-            return
-        told = json.loads(buffer[_FRAME.size : _FRAME.size + header_size])
-        blobs = bytes(buffer[_FRAME.size + header_size : size])
-        del buffer[:size]
-        yield told["header"], _in(told["value"], blobs)
-
-
-def _out(value: Any, arrays: list[np.ndarray]) -> Any:
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            raise TypeError(f"an array of {value.dtype} does not go over the line")
-        start = sum(array.nbytes for array in arrays)
-        arrays.append(value)
-        return {_ARRAY: [value.dtype.str, list(value.shape), start]}
-    if isinstance(value, Mapping):
-        return {str(key): _out(item, arrays) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_out(item, arrays) for item in value]
-    return value
-
-
-def _in(value: Any, blobs: bytes) -> Any:
-    if isinstance(value, dict):
-        if value.keys() == {_ARRAY}:
-            dtype, shape, start = value[_ARRAY]
-            count = int(np.prod(shape))
-            return np.frombuffer(blobs, dtype, count, start).reshape(shape).copy()
-        return {key: _in(item, blobs) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_in(item, blobs) for item in value]
-    return value
+        JAX's coordination service lives in process 0, and aborts them before they have spoken if it ends.
+        """
+        end = time.monotonic() + _FAREWELL_SECONDS
+        for peer in self._sockets.keys() - self._left:
+            connected = self._sockets[peer]
+            with contextlib.suppress(OSError):
+                while (left := end - time.monotonic()) > 0:
+                    connected.settimeout(left)
+                    if not connected.recv(_READ_BYTES):
+                        break
 
 
 # --- Who is at the other end ---

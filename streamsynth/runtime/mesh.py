@@ -15,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from streamsynth.errors import UserError
@@ -98,10 +99,10 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"{named} do not fit {len(devices)} device{'s' * (len(devices) != 1)}: the sizes must multiply "
             "to that number; set one of them to -1."
         )
-    # jax.make_mesh would make explicit axes, which Linen's logical constraints do not know.
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-    )
+    # On most chips jax.make_mesh refuses an axis that is a part of one of the torus's: 2 on 4 x 4 x 4.
+    placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    # Explicit axes, JAX's default, are not known to Linen's logical constraints.
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
@@ -106,18 +107,18 @@ class Draw:
 def empty_samples(count: int, prompt_length: int, completion_length: int, feature_width: int) -> Samples:
     """`count` samples of zeros."""
     return Samples(
-        prompt_tokens=jnp.zeros((count, prompt_length), jnp.int32),
-        prompt_mask=jnp.zeros((count, prompt_length), bool),
-        tokens=jnp.zeros((count, completion_length), jnp.int32),
-        mask=jnp.zeros((count, completion_length), bool),
-        logprobs=jnp.zeros((count, completion_length), jnp.float32),
-        label=jnp.zeros((count,), jnp.int32),
-        strategy=jnp.zeros((count,), jnp.int32),
-        features=jnp.zeros((count, feature_width), jnp.float32),
-        quality=jnp.zeros((count,), jnp.float32),
-        weight=jnp.zeros((count,), jnp.float32),
-        counted=jnp.zeros((count,), jnp.float32),
-        step=jnp.zeros((count,), jnp.int32),
+        prompt_tokens=np.zeros((count, prompt_length), np.int32),
+        prompt_mask=np.zeros((count, prompt_length), bool),
+        tokens=np.zeros((count, completion_length), np.int32),
+        mask=np.zeros((count, completion_length), bool),
+        logprobs=np.zeros((count, completion_length), np.float32),
+        label=np.zeros((count,), np.int32),
+        strategy=np.zeros((count,), np.int32),
+        features=np.zeros((count, feature_width), np.float32),
+        quality=np.zeros((count,), np.float32),
+        weight=np.zeros((count,), np.float32),
+        counted=np.zeros((count,), np.float32),
+        step=np.zeros((count,), np.int32),
     )
 
 
@@ -134,8 +135,8 @@ def empty(
         raise ValueError(f"a buffer of {capacity} slots cannot have {elite} + {leverage} for chosen samples")
     return Buffer(
         samples=empty_samples(capacity, prompt_length, completion_length, feature_width),
-        number=jnp.full((capacity,), -1, jnp.int32),
-        seen=jnp.zeros((), jnp.int32),
+        number=np.full((capacity,), -1, np.int32),
+        seen=np.int32(0),
         elite=elite,
         leverage=leverage,
     )
@@ -277,14 +278,13 @@ def sample_tasks(buffers: Sequence[Buffer], counts: Array, key: jax.Array, size:
       key: used up.
       size: rows of the result.
     """
-    counts = jnp.asarray(counts)
-    starts = jnp.cumsum(counts) - counts
+    counts = np.asarray(counts, np.int32)
+    starts = np.cumsum(counts, dtype=np.int32) - counts
     template = buffers[0].samples
-    samples = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), template)
-    draw = Draw(samples=samples, task=jnp.zeros(size, jnp.int32), valid=jnp.zeros(size, bool))
+    samples = jax.tree.map(lambda leaf: np.zeros((size, *leaf.shape[1:]), leaf.dtype), template)
+    draw = Draw(samples=samples, task=np.zeros(size, np.int32), valid=np.zeros(size, bool))
     for task, buffer in enumerate(buffers):
-        task_key = jax.random.fold_in(key, task)
-        draw = _place(draw, buffer, task_key, jnp.asarray(task), starts[task], counts[task])
+        draw = _place(draw, buffer, key, np.int32(task), starts[task], counts[task])
     return draw
 
 
@@ -292,7 +292,7 @@ def sample_tasks(buffers: Sequence[Buffer], counts: Array, key: jax.Array, size:
 def _place(draw: Draw, buffer: Buffer, key: jax.Array, task: Array, start: Array, count: Array) -> Draw:
     """Writes `count` samples of one task to the rows from `start` on."""
     size = draw.valid.shape[0]
-    samples, valid = sample(buffer, key, size)
+    samples, valid = sample(buffer, jax.random.fold_in(key, task), size)
     place = jnp.arange(size) - start
     mine = (place >= 0) & (place < count)
     source = jnp.where(mine, place, 0)

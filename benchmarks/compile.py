@@ -1,0 +1,67 @@
+"""What every pod config takes on its slice of TPUs, by compiling its programs without one.
+
+python benchmarks/compile.py [--pods=gemma2_2b@v5e:4x4,...]
+
+Writes a report for each pod under benchmarks/results/compile/, program by program: what is there already for
+the same config and versions is not compiled again. Needs libtpu (the extra `tpu`); a program takes minutes.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "compile"
+PODS = (
+    "gemma2_2b@v5e:4x4",
+    "qwen3_4b@v6e:4x4",
+    "llama31_8b@v5p:4x4x4",
+    "gemma2_9b@v5p:4x4x4",
+    "gemma2_9b@v5e:16x16",
+    "gemma2_27b@v5p:4x4x4",
+)
+
+
+def compile_pod(name: str, topology: str) -> None:
+    """Completes the report of one pod."""
+    from streamsynth import config as config_lib
+    from streamsynth.compile import compile_run, program_names, versions
+
+    flag = f"configs/{name}.py:pod={topology}"
+    config = config_lib.load(str(ROOT / flag))
+    digest = config_lib.content_hash(config)
+    path = RESULTS / f"{name}_{topology.replace(':', '_')}.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    if (known.get("config_hash"), known.get("versions")) != (digest, versions()):
+        known = {}
+    for program in program_names(config, topology):
+        programs = known.get("programs", [])
+        if program in [one["name"] for one in programs]:
+            continue
+        found = compile_run(config, topology, flag, (program,))
+        programs, advice = programs + found["programs"], known.get("advice", []) + found["advice"]
+        known = {
+            "command": f"streamsynth compile --config={flag} --topology={topology} --json",
+            "config_hash": digest,
+            **found,
+            "programs": programs,
+            "fits": all(one["fits"] for one in programs),
+            "advice": list(dict.fromkeys(advice)),
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known, indent=1) + "\n")
+        print(f"{path.name}: {program}, {'fits' if found['fits'] else 'does not fit'}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pods", default=",".join(PODS))
+    # Before JAX is imported, as the command does it.
+    os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    for pod in parser.parse_args().pods.split(","):
+        compile_pod(*pod.split("@"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,18 @@
+"""Gemma 2 27B over the stream of the paper's release: Yelp-5, Amazon-5, Yahoo-10, MNLI-3.
+
+    streamsynth train --config=configs/gemma2_27b.py:weights=DIR,data=DIR --workdir=runs/gemma2_27b
+
+`weights` is a Hugging Face folder of google/gemma-2-27b-it, and `data` the folder that
+configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small policy of the same family on
+embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`.
+"""
+
+from streamsynth.config import parse_arg
+from streamsynth.presets import pretrained
+
+PODS = {"v5p:4x4x4": dict(tensor=4, microbatches=4, rank=64)}
+
+
+def get_config(arg=""):
+    arg = parse_arg(arg, weights="", data="data", pod="", tiny=False, seed=0)
+    return pretrained(arg, "gemma2", "gemma-2-27b-it", PODS)

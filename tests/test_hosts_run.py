@@ -1,0 +1,195 @@
+"""A whole run of two processes: stopped, killed, failing, and beside the run of one process."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import signal
+import subprocess
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import processes
+import pytest
+import runs
+
+pytestmark = pytest.mark.slow
+
+# Half the time to compile: a process other than the first compiles everything anew each time it starts.
+_QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+_KILLS = 20
+_SEEDS = 3  # of the moments
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole:
+    """The run of two processes that nothing interrupted."""
+
+    workdir: Path
+    cache: Path
+    seconds: float
+
+    def start(self, workdir: Path, **overrides: str) -> list[subprocess.Popen]:
+        """The same command for another folder."""
+        return processes.start(processes.train(self.cache, workdir, **overrides), logs(workdir), **_QUICK)
+
+
+def logs(workdir: Path) -> Path:
+    return workdir.with_name(f"{workdir.name}_logs")
+
+
+def said(workdir: Path, process: int) -> str:
+    return (logs(workdir) / f"{process}.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Whole:
+    folder = tmp_path_factory.mktemp("two")
+    made = Whole(folder / "run", folder / "cache", 0.0)
+    start = time.monotonic()
+    assert processes.finish(made.start(made.workdir), 900) == [0, 0], said(made.workdir, 0)[-3000:]
+    return dataclasses.replace(made, seconds=time.monotonic() - start)
+
+
+def last_step(workdir: Path) -> int:
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdecimal()]
+    return max(steps, default=-1)
+
+
+def until(started: list[subprocess.Popen], workdir: Path, step: int) -> None:
+    """Waits for checkpoint `step` or a later one."""
+    while last_step(workdir) < step:
+        assert all(process.poll() is None for process in started), said(workdir, 0)[-3000:]
+        time.sleep(0.02)
+
+
+def test_rows_are_written_once_and_by_the_first_process(whole):
+    rows = (whole.workdir / "kept" / "market_1.jsonl").read_text().splitlines()
+    assert rows and len(set(rows)) == len(rows)
+    steps = [record["step"] for record in runs.read_jsonl(whole.workdir / "metrics.jsonl")]
+    assert steps == sorted(set(steps))
+    assert len(list((whole.workdir / "tensorboard").iterdir())) == 1
+    assert "turn 1/1 market_1 3/3" in said(whole.workdir, 0)
+    assert "turn 1/1" not in said(whole.workdir, 1)
+
+
+def test_sigterm_to_one_stops_all_after_the_same_step_and_the_same_command_goes_on(whole, tmp_path):
+    workdir = tmp_path / "run"
+    for process, step in ((1, 2), (0, 4)):
+        started = whole.start(workdir)
+        until(started, workdir, step)
+        started[process].send_signal(signal.SIGTERM)
+        assert processes.finish(started, 600) == [75, 75]
+        sentence = f"streamsynth: stopped by SIGTERM after step {last_step(workdir) - 1}, which is saved"
+        assert all(sentence in said(workdir, p) for p in range(2))
+        assert not (workdir / "summary.json").exists()
+    assert processes.finish(whole.start(workdir), 600) == [0, 0]
+    assert runs.outcome(workdir) == runs.outcome(whole.workdir)
+
+
+@pytest.mark.parametrize("seed", range(_SEEDS))
+def test_killed_at_random_moments(whole, tmp_path, seed):
+    """Of all seeds together `_KILLS` SIGKILLs. The process that is left ends by itself within a minute."""
+    rng = random.Random(seed)
+    kills = _KILLS // _SEEDS + (seed < _KILLS % _SEEDS)
+    attempt = 0
+    workdir = tmp_path / "run_0"
+    while kills:
+        started = whole.start(workdir)
+        moment, victim = time.monotonic() + rng.uniform(0, whole.seconds), rng.randrange(2)
+        while time.monotonic() < moment and all(process.poll() is None for process in started):
+            time.sleep(0.02)
+        if started[victim].poll() is None:
+            started[victim].kill()
+            start = time.monotonic()
+            codes = processes.finish(started, 100)
+            assert codes[victim] == -signal.SIGKILL
+            if codes[1 - victim] != 0:  # it was not about to end anyway
+                assert time.monotonic() - start < 60, said(workdir, 1 - victim)[-3000:]
+                kills -= 1
+                continue
+        else:
+            assert processes.finish(started, 100) == [0, 0], said(workdir, 0)[-3000:]
+        # It was done before it could be killed: the next kills are of another run.
+        assert runs.outcome(workdir) == runs.outcome(whole.workdir)
+        attempt += 1
+        workdir = tmp_path / f"run_{attempt}"
+    assert processes.finish(whole.start(workdir), 900) == [0, 0], said(workdir, 0)[-3000:]
+    assert runs.outcome(workdir) == runs.outcome(whole.workdir)
+
+
+def test_one_process_with_as_many_devices_gives_the_same(whole, tmp_path):
+    """Texts, rows and data sets to the byte; sums are taken in another order, so that numbers are close."""
+    workdir = tmp_path / "run"
+    argv = processes.train(whole.cache, workdir)
+    assert processes.finish(processes.start(argv, logs(workdir), 1, **_QUICK), 900) == [0]
+    two, one = ({name: load(folder) for name, load in _READ.items()} for folder in (whole.workdir, workdir))
+    assert [without_scores(row) for row in one["rows"]] == [without_scores(row) for row in two["rows"]]
+    assert one["evaluations"] == two["evaluations"]
+    assert one["state"].keys() == two["state"].keys()
+    for name in one["state"]:
+        if name != "journals":  # bytes of numbers that are written with all their digits
+            np.testing.assert_allclose(one["state"][name], two["state"][name], atol=1e-5, err_msg=name)
+    for before, after in zip(one["metrics"], two["metrics"], strict=True):
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            if isinstance(value, float):
+                assert after[name] == pytest.approx(value, abs=1e-5, rel=1e-4), name
+
+
+def without_scores(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "scores"}
+
+
+_READ = {
+    "rows": lambda folder: runs.read_jsonl(folder / "kept" / "market_1.jsonl"),
+    "evaluations": lambda folder: runs.read_jsonl(folder / "evaluations.jsonl"),
+    "metrics": lambda folder: runs.read_jsonl(folder / "metrics.jsonl"),
+    "state": runs.state,
+}
+
+
+_FAILING = """
+    import sys, time
+    from streamsynth.runtime import hosts
+
+    asked = hosts.stop_asked
+
+    def fails(what, facts=None):
+        if hosts.index() == 1 and what == "step 1":
+            time.sleep(8.0)  # while the other one waits for it
+            raise OSError("the disk of this host is full")
+        return asked(what, facts)
+
+    hosts.stop_asked = fails
+    from streamsynth.main import main
+
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_process_that_stalls_and_then_raises_ends_the_run_with_its_message(whole, tmp_path):
+    workdir = tmp_path / "run"
+    command = processes.train(whole.cache, workdir, hosts__stall_seconds="4")[2:]
+    started = processes.start(["-c", textwrap.dedent(_FAILING), *command], logs(workdir), **_QUICK)
+    assert processes.finish(started, 600) == [1, 1]
+    for process in range(2):
+        assert f"no progress for 4 s; process {process} is here:" in said(workdir, process)
+    assert "in fails" in said(workdir, 1) and "in stop_asked" in said(workdir, 0)
+    assert "process 1 failed: OSError: the disk of this host is full" in said(workdir, 0)
+
+
+def test_two_processes_synthesize_and_evaluate(whole, tmp_path):
+    output = tmp_path / "rows"
+    argv = ["-m", "streamsynth.main", "synthesize", f"--workdir={whole.workdir}", "--task=market_1"]
+    started = processes.start([*argv, "--rows=8", f"--output={output}"], tmp_path / "synthesize", **_QUICK)
+    assert processes.finish(started, 600) == [0, 0]
+    rows = runs.read_jsonl(output / "train.jsonl")
+    assert len(rows) >= 8 and len({row["text"] for row in rows}) == len(rows)
+    argv = ["-m", "streamsynth.main", "evaluate", f"--workdir={whole.workdir}"]
+    assert processes.finish(processes.start(argv, tmp_path / "evaluate", **_QUICK), 600) == [0, 0]
+    printed = [(tmp_path / "evaluate" / f"{process}.log").read_text() for process in range(2)]
+    assert "market_1: student" in printed[0] and "market_1: student" not in printed[1]
