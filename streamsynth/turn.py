@@ -160,7 +160,7 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
         **assessment.metrics,
         **metrics,
         "group/dead": np.mean(groups.max(axis=1) == groups.min(axis=1)),
-        "completion/truncated": 1.0 - arrays.fetch(written.rollouts.finished).mean(),
+        "completion/truncated": 1.0 - written.finished.mean(),
         "kept": keep.sum(),
         "prompt/dropped_examples": written.dropped_examples,
         **{f"scheduler/{setting.tasks[j].name}": n for j, n in enumerate(plan.replay_counts) if n},

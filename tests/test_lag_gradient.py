@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import jax
@@ -59,6 +60,16 @@ def truth(params, prompts, tokens, mask, worth):
     return jax.grad(expected)(params)
 
 
+@functools.partial(tiny.quick_jit, static_argnames="choices")
+def loss_gradient(params, batch, choices):
+    config = ObjectiveConfig(choices=choices, kl_weight=0.0, chunk=64, lagged=True)
+
+    def loss(p):
+        return objective.fresh_loss(MODEL, p, batch, TEMPERATURE, config)
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
 def learned(newer, older, texts, choices, weighed=True):
     """The ascent direction of the objective, on average over what the older policy writes; its figures.
 
@@ -71,12 +82,7 @@ def learned(newer, older, texts, choices, weighed=True):
     own = np.asarray(logprobs(newer, prompts, tokens, mask))
     advantage = (mask.size * chance * worth).astype(np.float32)
     batch = Fresh(prompts, tokens, mask, behaviour if weighed else own, own, advantage)
-    config = ObjectiveConfig(choices=choices, kl_weight=0.0, chunk=64, lagged=True)
-
-    def loss(p):
-        return objective.fresh_loss(MODEL, p, batch, TEMPERATURE, config)
-
-    gradient, figures = tiny.quick_jit(jax.grad(loss, has_aux=True))(newer)
+    gradient, figures = loss_gradient(newer, batch, choices)
     return -tiny.flat(gradient), figures, np.exp(own - behaviour)
 
 

@@ -14,9 +14,11 @@ import tiny
 from streamsynth import assemble, step, turn
 from streamsynth.keys import sample_keys
 from streamsynth.learner.objective import Fresh, ObjectiveConfig, gradients
+from streamsynth.policy.families import own_config
 from streamsynth.policy.logprobs import group_logprobs, read_group
 from streamsynth.policy.rollout import rollout
 from streamsynth.policy.sampling import uniforms
+from streamsynth.programs import declared
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream.kept import Kept
 from streamsynth.stream.markers import MarkerFormat
@@ -81,6 +83,20 @@ def test_samples_logprobs_and_gradients_are_those_of_the_full_length():
     np.testing.assert_allclose(tiny.flat(grads), tiny.flat(gradient), atol=1e-5)
     for name, value in of_full.items():
         np.testing.assert_allclose(figures[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_programs_of_every_length_are_declared(tmp_path):
+    config = runs.config(tmp_path, rollout__buckets="32,40", evaluation__prompts="10")
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict())
+    found = declared(config, own_config(config.policy, config.policy.vocab_size), mesh)
+    full = [program.name for program in found if " P=" not in program.name]
+    assert full == ["rollout", "reference", "update", "supervised", "evaluation", "judge, a label"]
+    of_length = {p.name: p.args[2].tokens.shape[1] for p in found if "rollout" in p.name}
+    assert of_length == {"rollout": 48, "rollout P=32": 32, "rollout P=40": 40}
+    assert {name.partition(" P=")[0] for name in {p.name for p in found} - set(full)} == {
+        *("rollout", "reference", "update", "evaluation")
+    }
+    assert len(found) == len(full) + 2 * 4
 
 
 @pytest.fixture
