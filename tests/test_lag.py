@@ -117,11 +117,11 @@ def test_a_batch_is_what_was_known_when_it_was_dispatched(third, lagged):
 def test_the_importance_weight_is_that_of_one_update(lagged):
     first, *later = lagged.figures
     assert first["ratio/mean"] == pytest.approx(1, abs=1e-4) and first["logprob/gap"] < 1e-4
-    assert first["ratio/effective_share"] == pytest.approx(1, abs=1e-6)
+    assert first["ratio/effective_share"] == pytest.approx(1, abs=1e-5)
     for figures in later:
         assert figures["logprob/gap"] > 1e-3
         assert figures["ratio/mean"] == pytest.approx(1, abs=0.2) and figures["ratio/mean"] != 1
-        assert 0.5 < figures["ratio/effective_share"] < 1 - 1e-6
+        assert 0.5 < figures["ratio/effective_share"] < 1 - 2e-5
 
 
 def test_a_pending_batch_is_stored_and_taken_up_again(third, lagged, tmp_path):
