@@ -117,8 +117,10 @@ def test_of_longer_texts_each_token_is_weighed_by_its_own_ratio(policies):
 
     @tiny.quick_jit
     def scores(params, coefficients):
-        _, pull = jax.vjp(lambda p: logprobs(p, prompts, tokens, mask), params)
-        return pull(coefficients)[0]
+        def own(p):
+            return group_logprobs(MODEL, p, prompts, tokens, mask, TEMPERATURE).logprobs
+
+        return jax.vjp(own, params)[1](coefficients)[0]
 
     by_token = tiny.flat(scores(newer, ((chance * worth)[:, None] * ratio).astype(np.float32)))
     np.testing.assert_allclose(found, by_token, atol=1e-6)

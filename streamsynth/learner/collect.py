@@ -115,7 +115,8 @@ def dispatch(
         stops=form.stops,
     )
     return Pending(
-        rollouts=rollouts,
+        # As one that is restored lies: else the step that takes it up would compile everything again.
+        rollouts=place(rollouts),
         label=label,
         strategy=np.asarray(strategy, np.int32),
         cell=cell,
