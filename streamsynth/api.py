@@ -236,7 +236,7 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     tasks = with_proposed(tasks, place.attributes())
     policy = weights_lib.stored_policy(config, place.policy)
     setting = assemble_lib.assemble(config, tasks, policy, place.experience(), place.scores)
-    return setting, place.restore(assemble_lib.first_state(setting)), place
+    return setting, place.restore(assemble_lib.first_state(setting), setting.mesh), place
 
 
 def _experience(init_from: Path, config: ConfigDict) -> tuple[Policy, patterns.State]:

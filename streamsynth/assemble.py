@@ -217,7 +217,9 @@ def assemble(
     """
     r, f = config.rollout, config.feedback
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
-    form = make_format(config.policy.format, policy.tokenizer, r.prompt_length, r.completion_length)
+    form = make_format(
+        config.policy.format, policy.tokenizer, r.prompt_length, r.completion_length, tuple(r.buckets)
+    )
     network = policy.model.config
     policy = policy.on_mesh(mesh)
     if network.lora is None:
@@ -256,7 +258,7 @@ def assemble(
             config.learner.steps * len(tasks),
             master=network.lora is None and network.param_dtype != "float32",
         ),
-        objective=objective_config(config.objective, config.learner.microbatches),
+        objective=objective_config(config.objective, config.learner.microbatches, bool(r.lag)),
         rivals=rivals.RivalConfig(**config.rivals.to_dict()),
         scheduler=scheduler_config(config),
         patterns=patterns.Config(**config.patterns.to_dict(), samples=r.prompts * r.samples),

@@ -56,8 +56,10 @@ def default_config() -> ConfigDict:
                 prompts=16,  # B
                 samples=8,  # G
                 prompt_length=112,  # P, in tokens
+                buckets=(),  # rising lengths below P: a batch is padded to the first that its prompts fit
                 completion_length=24,  # T
                 temperature=0.65,
+                lag=0,  # 1: a batch is written while the one before is judged, by a policy one update older
                 best_kept=16,  # of each label and cell, what the strategy "imitate_best" may show
             ),
             stream=dict(

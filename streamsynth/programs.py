@@ -154,6 +154,12 @@ def declared(config: Any, network: TransformerConfig, mesh: Mesh) -> tuple[Progr
     found = [of.rollout("rollout", step), of.reference(step), of.update(step), of.supervised()]
     if asked != step:
         found.append(of.rollout("evaluation", asked))
+    for length in r.buckets:
+        short = dataclasses.replace(step, prompt_length=length)
+        own = [of.rollout("rollout", short), of.reference(short), of.update(short)]
+        if asked != step:
+            own.append(of.rollout("evaluation", dataclasses.replace(asked, prompt_length=length)))
+        found += [dataclasses.replace(one, name=f"{one.name} P={length}") for one in own]
     if config.feedback.judges.get("posterior", 0.0) > 0:
         found.append(of.judge(step))
     if config.feedback.features == "hidden":
@@ -237,7 +243,7 @@ class _Run:
             args=(
                 self.model,
                 self.optimizer,
-                objective_config(self.config.objective, self.microbatches),
+                objective_config(self.config.objective, self.microbatches, bool(self.config.rollout.lag)),
                 self.kept.trained,
                 self.kept.frozen,
                 self.kept.opt_state,

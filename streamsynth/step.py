@@ -16,8 +16,9 @@ from streamsynth.feedback.reward import ATTRIBUTE, UTILITY
 from streamsynth.feedback.utility import UTILITIES
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner.adherence import adherence
-from streamsynth.learner.collect import Scored, Written, score, scores_of, write
+from streamsynth.learner.collect import Arrived, Scored, Written, arrive, dispatch, read, score, scores_of
 from streamsynth.learner.objective import Fresh
+from streamsynth.learner.pending import Pending
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import RunState, TaskState
 from streamsynth.learner.update import Assessment, assess, update
@@ -56,12 +57,20 @@ class Sampled:
 def sampled_batch(
     setting: Setting, state: RunState, asked: Task, kept: Kept, purpose: str, *steps: int
 ) -> Sampled:
-    """Writes and judges one batch, in strategies drawn from what was learned of them.
+    """Writes and judges one batch: see `dispatched` and `judged`."""
+    pending = dispatched(setting, state, asked, kept, purpose, *steps)
+    return judged(setting, state, arrive(pending), kept, purpose, *steps)
 
-    `asked` is the turn's task with the examples that prompts may show.
+
+def dispatched(
+    setting: Setting, state: RunState, asked: Task, kept: Kept, purpose: str, *steps: int
+) -> Pending:
+    """Sets the device to write one batch, in strategies drawn from what was learned of them.
+
+    `asked` is the turn's task with the examples that prompts may show. Nothing is waited for: what the batch
+    is follows from the state and from what is kept now, however long it takes.
     """
-    config, turn = setting.config, int(state.turn)
-    r, f, b = config.rollout, config.feedback, config.balance
+    config, turn, r = setting.config, int(state.turn), setting.config.rollout
     strategy = patterns.draw(
         state.patterns,
         turn,
@@ -69,7 +78,7 @@ def sampled_batch(
         r.prompts,
         setting.patterns,
     )
-    written = write(
+    return dispatch(
         setting.model,
         setting.variables(state.params),
         setting.form,
@@ -82,7 +91,16 @@ def sampled_batch(
         temperature=r.temperature,
         place=setting.place,
         best=kept.best,
+        version=int(state.policy_version),
     )
+
+
+def judged(
+    setting: Setting, state: RunState, arrived: Arrived, kept: Kept, purpose: str, *steps: int
+) -> Sampled:
+    """Reads and judges a batch of the turn's task; near-duplicates are those of what is kept now."""
+    turn, f, b = int(state.turn), setting.config.feedback, setting.config.balance
+    written = read(setting.form, setting.tasks[turn], arrived, f"{purpose} {steps}")
     task, reward, weights = setting.tasks[turn], setting.rewards[turn], _secondary(setting, turn)
     scored = score(task, written, reward, setting.featurize, kept.seen, f, (purpose, *steps))
     if ATTRIBUTE in weights:
@@ -94,7 +112,7 @@ def sampled_batch(
         setting.place(written.label),
         state.spread,
         state.balance,
-        samples=r.samples,
+        samples=setting.config.rollout.samples,
         floor=f.floor,
         power=f.power,
         eta=b.eta,
@@ -102,7 +120,7 @@ def sampled_batch(
         weighted=b.weighted,
         neutral=b.neutral,
         remembered=b.archive,
-        reward=config.learner.reward,
+        reward=setting.config.learner.reward,
         choices=setting.objective.choices,
         constants=setting.rivals,
         elsewhere=_elsewhere(state.tasks[:turn], f.width, b.others) if b.others else None,
@@ -232,7 +250,7 @@ def remembered(
     keep = _kept(identities, quality, config.feedback.accept, kept)
     task = remember(
         state.tasks[turn],
-        samples_of(written, scores, assessment.weight, keep, version),
+        samples_of(written, scores, assessment.weight, keep, version, config.rollout.prompt_length),
         keep,
         purpose_key(config.seed, purpose, *steps),
         config.replay.baseline_decay,

@@ -66,9 +66,11 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
         writers.append(TensorBoardWriter(workdir.path / "tensorboard", int(state.step)))
     writer = MultiWriter(writers)
     r = config.rollout
+    lengths = (*r.buckets, r.prompt_length)
     logging.info(
-        "one length bucket: prompts of %d tokens, completions of %d; a step has %d prompts x %d samples",
-        r.prompt_length, r.completion_length, r.prompts, r.samples,
+        "%d length bucket(s), one program each: prompts of %s tokens, completions of %d; a step has "
+        "%d prompts x %d samples",
+        len(lengths), " or ".join(map(str, lengths)), r.completion_length, r.prompts, r.samples,
     )  # fmt: skip
 
     def save(state: RunState) -> RunState:
@@ -216,7 +218,7 @@ def _restored(setting: Setting, workdir: Workdir) -> RunState:
             "mesh by tolerance, not bit for bit", workdir.path, before_mesh, mesh,
         )  # fmt: skip
     before = dataclasses.replace(setting, tasks=setting.tasks[:old])
-    state = workdir.restore(assemble_lib.first_state(before))
+    state = workdir.restore(assemble_lib.first_state(before), setting.mesh)
     logging.info("continuing after step %d of %s", int(state.step), workdir.path)
     state = extend(state, setting.config, tuple(len(task.labels) for task in setting.tasks))
     return assemble_lib.on_mesh(setting, state)

@@ -14,12 +14,12 @@ from streamsynth.dataset.rows import Row
 from streamsynth.feedback import diversity
 from streamsynth.keys import numpy_rng
 from streamsynth.learner import balance
-from streamsynth.learner.collect import failures, mean_known
+from streamsynth.learner.collect import arrive, failures, mean_known
 from streamsynth.learner.state import RunState, new_task
 from streamsynth.learner.update import Assessment
 from streamsynth.probe import probe
 from streamsynth.runtime import arrays
-from streamsynth.step import remembered, rows_of, sampled_batch, updated
+from streamsynth.step import dispatched, judged, remembered, rows_of, sampled_batch, updated
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
 from streamsynth.tuning import chosen_rows, split_examples, tune
@@ -102,6 +102,11 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
 def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
     """One step: write, score, credit, update, remember.
 
+    With `rollout.lag` the batch was dispatched a step ago, and the first thing to be done is to dispatch the
+    next one: the device writes it while the host judges this one. What it is follows from the state before
+    this step and not from how long anything takes. The first batch of a turn has no step before it and lags
+    behind nothing; the last step of a turn dispatches none.
+
     Without the phase `reward` there is no update: a step then spends its samples on the data set alone.
 
     Args:
@@ -115,15 +120,22 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
     config, turn, step = setting.config, int(state.turn), int(state.step)
     seed = config.seed
 
-    # --- Plan, write, feedback and credit ---
+    # --- Plan, write ---
     plan, scheduled = scheduler.next(
         state.scheduler, turn, step, numpy_rng(seed, "scheduler", step), setting.scheduler
     )
-    sampled = sampled_batch(setting, state, setting.tasks[turn], kept, "rollout", step)
+    task, following = setting.tasks[turn], None
+    pending = state.pending or dispatched(setting, state, task, kept, "rollout", step)
+    arrived = arrive(pending)  # before the device has anything else to do
+    if config.rollout.lag and int(state.turn_step) < config.learner.steps:
+        following = dispatched(setting, state, task, kept, "rollout", step + 1)
+
+    # --- Feedback and credit ---
+    sampled = judged(setting, state, arrived, kept, "rollout", step)
     written, scored, assessment = sampled.written, sampled.scored, sampled.assessment
 
     # --- Update ---
-    version, metrics = int(state.policy_version), {}
+    version, metrics = int(pending.version), {}
     if config.phases.reward:
         state, metrics = updated(setting, state, sampled, plan)
 
@@ -137,6 +149,7 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
         balance=assessment.balance,
         turn_step=np.int32(state.turn_step + 1),
         step=np.int32(step + 1),
+        pending=following,
     )
     state, probed = probe(setting, state)
     groups = quality.reshape(-1, config.rollout.samples)
@@ -147,7 +160,7 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
         **assessment.metrics,
         **metrics,
         "group/dead": np.mean(groups.max(axis=1) == groups.min(axis=1)),
-        "completion/truncated": 1.0 - arrays.fetch(written.rollouts.finished).mean(),
+        "completion/truncated": 1.0 - written.finished.mean(),
         "kept": keep.sum(),
         "prompt/dropped_examples": written.dropped_examples,
         **{f"scheduler/{setting.tasks[j].name}": n for j, n in enumerate(plan.replay_counts) if n},
@@ -158,7 +171,7 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
     figures = {name: float(value) for name, value in arrays.fetch(figures).items()}
     if not plan.replay_counts.any():
         figures = {name: value for name, value in figures.items() if not name.startswith("replay/")}
-    return state, figures, rows_of(setting.tasks[turn], sampled, keep, step, version, kept)
+    return state, figures, rows_of(task, sampled, keep, step, version, kept)
 
 
 def _statistic_of_examples(setting: Setting, turn: int) -> float:

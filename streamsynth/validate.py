@@ -6,6 +6,7 @@ divide) is checked where it is built.
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -33,6 +34,7 @@ _RANGES: dict[tuple[float, float], tuple[str, ...]] = {
         "replay.baseline_decay",
         "replay.elite",
         "rivals.least_distinct",
+        "rollout.lag",
         "rivals.same",
         "replay.elite_share",
         "replay.leverage_share",
@@ -211,6 +213,18 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f"feedback.max_words = {config.feedback.max_words} is below feedback.min_words = "
             f"{config.feedback.min_words}: no text would pass."
+        )
+    _check_buckets(config.rollout)
+
+
+def _check_buckets(rollout: Any) -> None:
+    """Whether the lengths that prompts may be padded to rise from 1 or more to below the full one."""
+    lengths = (0, *rollout.buckets, rollout.prompt_length)
+    whole = all(type(length) is int for length in lengths)
+    if not whole or any(longer <= shorter for shorter, longer in itertools.pairwise(lengths)):
+        raise UserError(
+            f"rollout.buckets = {tuple(rollout.buckets)} must be whole numbers that rise from 1 or more to "
+            f"below rollout.prompt_length = {rollout.prompt_length}: give such lengths, or none."
         )
 
 

@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from streamsynth import config as config_lib
 from streamsynth.dataset.rows import Row, read_rows
 from streamsynth.errors import UserError
+from streamsynth.learner import pending
 from streamsynth.learner.state import RunState, from_tree, to_tree
 from streamsynth.runtime import files, hosts
 from streamsynth.runtime.checkpoint import Checkpoints
@@ -192,13 +194,21 @@ class Workdir:
 
         What it counts on, the journals to the lengths in `state.journals`, must be on disk before.
         """
-        self.checkpoints.save(int(state.step), to_tree(state), meta)
+        told = None if state.pending is None else state.pending.told()
+        self.checkpoints.save(int(state.step), to_tree(state), {**meta, "pending": told})
 
-    def restore(self, template: RunState) -> RunState | None:
-        """The state of the last whole checkpoint, placed as `template` is, or None without one."""
+    def restore(self, template: RunState, mesh: Mesh | None = None) -> RunState | None:
+        """The state of the last whole checkpoint, placed as `template` is, or None without one.
+
+        A batch that was being written comes back as the sampler leaves it on `mesh`, or onto the host.
+        """
         step = self.checkpoints.last_whole()
         if step is None:
             return None
+        told = self.checkpoints.meta(step).get("pending")
+        if told is not None:
+            waiting = pending.template(self.checkpoints.shapes(step)["pending"], told, mesh)
+            template = template.replace(pending=waiting)
         return from_tree(template, self.checkpoints.restore(step, to_tree(template)))
 
     def saved_with(self) -> dict[str, Any]:

@@ -44,7 +44,8 @@ def batch_of(seed, labels):
     quality = rng.random(N).astype(np.float32)
     quality[0] = 0.0
     scores = Scores((quality > 0).astype(np.float32), quality, features, {}, np.ones(N, bool))
-    written = Written(rollouts, ("",) * N, ("",) * N, label, strategy, np.zeros(N, int), ((),) * B, 0)
+    said = (("",) * N, ("",) * N, label, strategy, np.zeros(N, int), ((),) * B, 0, rollouts.finished)
+    written = Written(rollouts, *said)
     keep = quality > 0.5
     return samples_of(written, scores, jnp.asarray(quality) ** 2, keep, step=seed), keep
 

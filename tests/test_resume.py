@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import runs
 
+from streamsynth.runtime.checkpoint import Checkpoints
+
 # The steps of the smallest run: 0 evaluates, 1 measures, 2-4 learn, 5 ends turn 1, 6 evaluates, 7 measures,
 # 8-10 learn, 11 ends turn 2, 12 evaluates. Every second one, and each that is no step of a turn, is saved.
 MID_TURN, MID_SECOND_TURN = 4, 10
@@ -102,6 +104,35 @@ def test_killed_five_times(finished, tmp_path, seed):
         kill_after_checkpoint(argv, tmp_path / "run", step, delay=rng.uniform(0, 0.3))
     runs.finish(argv)
     assert runs.outcome(tmp_path / "run") == runs.outcome(finished.workdir)
+
+
+@pytest.mark.slow
+def test_killed_while_a_batch_is_written_for_the_next_step(finished, tmp_path):
+    """With a lag and length buckets: after a kill, and after SIGTERM, whose checkpoint has the batch too."""
+
+    def argv(name: str) -> list[str]:
+        more = ("--config.rollout.lag=1", "--config.rollout.buckets=40,45")
+        return runs.arguments(finished.cache, tmp_path / name, *more)
+
+    def pending(step: int) -> bool:
+        return "pending" in Checkpoints(tmp_path / "run" / "checkpoints").shapes(step)
+
+    runs.finish(argv("whole"))
+    kill_after_checkpoint(argv("run"), tmp_path / "run", MID_TURN)
+    [*_, last] = complete(tmp_path / "run")
+    assert last > MID_TURN or pending(last)
+    process = runs.start(argv("run"))
+    while max(complete(tmp_path / "run")) < MID_SECOND_TURN - 2:  # its first step, which only measures
+        assert process.poll() is None, process.stderr.read()[-3000:]
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 75
+    [*_, last] = complete(tmp_path / "run")
+    assert pending(last) == (last in (MID_SECOND_TURN - 1, MID_SECOND_TURN))
+    runs.finish(argv("run"))
+    assert not pending(max(complete(tmp_path / "run")))
+    assert runs.outcome(tmp_path / "run") == runs.outcome(tmp_path / "whole")
 
 
 def test_killed_between_the_config_and_the_policy(finished, tmp_path):

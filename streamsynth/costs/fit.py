@@ -103,6 +103,7 @@ def _spread(keys: Keys) -> str:
 
 
 def _of_program(name: str, keys: Keys) -> str:
+    name = name.partition(" P=")[0]  # of a shorter bucket
     if name == "rollout":
         return (
             f"lower rollout.prompts (now {keys.prompts}) or rollout.samples (now {keys.samples}), whose keys "

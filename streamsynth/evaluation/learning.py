@@ -19,6 +19,8 @@ TRAINING = (
     "group/dead",
     "completion/truncated",
     "logprob/gap",
+    "ratio/mean",
+    "ratio/effective_share",
     "replay/effective_samples",
     "replay/gradient_share",
 )

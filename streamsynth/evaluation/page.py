@@ -153,7 +153,9 @@ def _curves(found: Mapping[str, Any], drawn: Mapping[str, str]) -> str:
         content += (
             "<h3>Training health</h3><p>Token entropy; the share of groups whose samples are all worth the "
             "same; the share of completions that were cut off; how far the learner's log-probabilities of "
-            f"what was sampled are from the sampler's; and what replay weighs. {TRAINING_NOTE}</p>"
+            "what was sampled are from the sampler's; where that is an older policy (rollout.lag), the mean "
+            "and the effective share of the weights that correct for it; and what replay weighs. "
+            f"{TRAINING_NOTE}</p>"
         )
         content += figure(drawn["curves_health"]) + plain_table(tables.training_heads(found), rows)
     rest = {name.removeprefix("curves_"): svg for name, svg in drawn.items() if name.startswith("curves_")}

@@ -183,7 +183,7 @@ class Reward:
         passed = np.ones(len(texts), bool) if passed is None else passed
         own = hosts.share(len(texts))
         scored = np.ones(len(texts), bool)
-        parts, secondary, failed = {}, {}, {}
+        found, secondary, failed = {}, {}, {}
         weighed = np.zeros(len(texts), np.float32)
         total = sum(weight for _, _, weight in self.judges.values())
 
@@ -193,13 +193,17 @@ class Reward:
             values, failed[name] = judge(texts, label, where, asked & _only(own, len(texts)))
             return values
 
-        for name, (judge, _, weight) in self.judges.items():
+        # Who answers without the device comes first: it may still be writing the next batch.
+        for name in sorted(self.judges, key=lambda name: not isinstance(self.judges[name][0], TaskScorer)):
+            judge, _, weight = self.judges[name]
             if isinstance(judge, TaskScorer) and not weight:
                 continue
             asked = passed & scored
-            parts[name] = ask(name, judge, asked)
-            scored &= np.isfinite(parts[name]) | ~asked
-            weighed += weight * np.nan_to_num(parts[name])
+            found[name] = ask(name, judge, asked)
+            scored &= np.isfinite(found[name]) | ~asked
+        parts = {name: found[name] for name in self.judges if name in found}
+        for name, part in parts.items():
+            weighed += self.judges[name][2] * np.nan_to_num(part)
         quality = np.where(scored, weighed / total, 0.0) if total else np.ones(len(texts))
         accepted = passed & scored & (quality >= self.accept)
         for name, (judge, _) in self.secondary.items():

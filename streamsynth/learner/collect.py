@@ -15,6 +15,7 @@ from streamsynth.feedback.features import ngram_features, project_hidden
 from streamsynth.feedback.reward import Reward
 from streamsynth.feedback.scorers.records import Where
 from streamsynth.keys import numpy_rng, purpose_key, sample_keys
+from streamsynth.learner.pending import Pending
 from streamsynth.policy.logprobs import mean_hidden
 from streamsynth.policy.rollout import rollout
 from streamsynth.policy.transformer import Transformer
@@ -26,6 +27,16 @@ from streamsynth.tasks.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
+class Arrived:
+    """A batch that is written, with its tokens and mask [N, T] and where they ended, [N], on the host."""
+
+    pending: Pending
+    tokens: np.ndarray
+    mask: np.ndarray
+    finished: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Written:
     """N samples of one task, as tokens and as texts.
 
@@ -33,6 +44,7 @@ class Written:
     label, strategy, cell: [N] int32; the cell is an index into the task's `cells`.
     shown: for each of the B prompts the ids of the examples it shows.
     dropped_examples: examples that did not fit into their prompts.
+    finished: [N] bool, that of the rollouts on the host.
     """
 
     rollouts: Rollouts
@@ -43,9 +55,10 @@ class Written:
     cell: np.ndarray
     shown: tuple[tuple[str, ...], ...]
     dropped_examples: int
+    finished: np.ndarray
 
 
-def write(
+def dispatch(
     model: Transformer,
     variables: Any,
     form: PromptFormat,
@@ -59,8 +72,11 @@ def write(
     temperature: float,
     place: Callable[[Any], Any] = lambda tree: tree,
     best: Best = lambda label, cell: (),
-) -> Written:
-    """Samples G texts for each of B prompts of a task, its labels and its cells in equal shares.
+    version: int = 0,
+) -> Pending:
+    """Sets the device to write G texts for each of B prompts of a task, and waits for nothing of them.
+
+    Labels and cells come in equal shares.
 
     Args:
       model, variables, form: the policy and its prompt format.
@@ -71,48 +87,96 @@ def write(
       temperature: of sampling.
       place: puts a batch on the mesh; of several processes an `arrays.Placement`.
       best: the best kept texts of a label and cell.
+      version: of the policy.
     """
     rng = numpy_rng(seed, purpose, *steps)
-    batch, where = len(strategy), f"{purpose} {steps}"
+    batch = len(strategy)
     label = prompts_lib.balanced_labels(batch, len(task.labels), rng)
     cell = prompts_lib.balanced_labels(batch, len(task.cells), rng)
-    # A process renders the prompts that its own devices read.
+    # A process renders the prompts that its own devices read, and tells the others what they show.
     mine = set(place.held(batch).tolist()) if hosts.count() > 1 else None
     rendered = prompts_lib.render(form, task, label, strategy, rng, cell, best, mine)
-    keys = sample_keys(purpose_key(seed, purpose, *steps), batch, samples)
+    found = hosts.joined(
+        f"prompts of {purpose} {steps}",
+        {
+            "shown": [(b, rendered.shown[b], int(rendered.dropped[b])) for b in mine or range(batch)],
+            "longest": [int(rendered.prompts.mask.sum(axis=1).max())],
+        },
+    )
+    shown = {b: (ids, dropped) for b, ids, dropped in found["shown"]}  # some are on several processes
     rollouts = rollout(
         model,
         variables,
-        place(rendered.prompts),
-        place(keys),
+        place(form.shortened(rendered.prompts, max(found["longest"]))),
+        place(sample_keys(purpose_key(seed, purpose, *steps), batch, samples)),
         np.float32(temperature),
         samples=samples,
         length=form.completion_length,
         stops=form.stops,
     )
-    # And it reads its share of the samples, and tells the others what they say.
-    tokens, mask = arrays.fetch((rollouts.tokens, rollouts.mask))
-    own = hosts.share(len(tokens))
+    return Pending(
+        # As one that is restored lies: else the step that takes it up would compile everything again.
+        rollouts=place(rollouts),
+        label=label,
+        strategy=np.asarray(strategy, np.int32),
+        cell=cell,
+        version=np.int32(version),
+        shown=tuple(tuple(shown[b][0]) for b in range(batch)),
+        dropped=int(sum(dropped for _, dropped in shown.values())),
+    )
+
+
+def arrive(pending: Pending) -> Arrived:
+    """Waits until a batch is written.
+
+    Of several processes' devices it takes a program to gather it: what is dispatched before keeps it waiting.
+    """
+    rollouts = pending.rollouts
+    return Arrived(pending, *arrays.fetch((rollouts.tokens, rollouts.mask, rollouts.finished)))
+
+
+def read(form: PromptFormat, task: Task, arrived: Arrived, what: str) -> Written:
+    """What the samples say: each process reads its share of them and tells the others.
+
+    `what` is the batch's name, for messages.
+    """
+    pending, tokens, mask = arrived.pending, arrived.tokens, arrived.mask
+    own, samples = hosts.share(len(tokens)), len(tokens) // len(pending.label)
     answers = [form.read(task.brief, row[real]) for row, real in zip(tokens[own], mask[own], strict=True)]
     found = hosts.joined(
-        f"texts of {where}",
+        f"texts of {what}",
         {
             "texts": [answer.text for answer in answers],
             "rejections": [answer.rejection for answer in answers],
-            "shown": [(b, rendered.shown[b], rendered.dropped[b]) for b in mine or range(batch)],
         },
     )
-    shown = {b: (ids, dropped) for b, ids, dropped in found["shown"]}  # some are on several processes
     return Written(
-        rollouts=rollouts,
+        rollouts=pending.rollouts,
         texts=tuple(found["texts"]),
         rejections=tuple(found["rejections"]),
-        label=np.repeat(label, samples),
-        strategy=np.repeat(strategy, samples),
-        cell=np.repeat(cell, samples),
-        shown=tuple(tuple(shown[b][0]) for b in range(batch)),
-        dropped_examples=int(sum(dropped for _, dropped in shown.values())),
+        label=np.repeat(pending.label, samples),
+        strategy=np.repeat(pending.strategy, samples),
+        cell=np.repeat(pending.cell, samples),
+        shown=pending.shown,
+        dropped_examples=pending.dropped,
+        finished=arrived.finished,
     )
+
+
+def write(
+    model: Transformer,
+    variables: Any,
+    form: PromptFormat,
+    task: Task,
+    strategy: np.ndarray,
+    *,
+    purpose: str,
+    steps: tuple[int, ...],
+    **more: Any,
+) -> Written:
+    """Samples of a policy, read when they are there; arguments as in `dispatch`."""
+    pending = dispatch(model, variables, form, task, strategy, purpose=purpose, steps=steps, **more)
+    return read(form, task, arrive(pending), f"{purpose} {steps}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,11 +286,10 @@ def failures(batches: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, in
 
 def gated(task: Task, written: Written, seen: Callable[[str], bool], config: Any) -> gates_lib.Gates:
     """What the gates say of N samples, each process of its share; arguments as in `score`."""
-    finished = arrays.fetch(written.rollouts.finished)
     own = hosts.share(len(written.texts))
     gates = gates_lib.check(
         written.texts[own],
-        finished[own],
+        written.finished[own],
         written.rejections[own],
         task=task,
         min_words=config.min_words,

@@ -29,6 +29,7 @@ class ObjectiveConfig:
     cloning_weight: of behaviour cloning on replayed samples of quality 1 or nearly so.
     chunk: positions whose logits exist at one time on a device.
     microbatches: parts in which a batch is differentiated, one after another.
+    lagged: whether an older policy wrote the fresh batch; what its weights are is then logged.
     """
 
     choices: Choices = OBJECTIVES["streamsynth"]
@@ -40,13 +41,14 @@ class ObjectiveConfig:
     cloning_weight: float = 0.0
     chunk: int = 1024
     microbatches: int = 1
+    lagged: bool = False
 
 
-def objective_config(group: Any, microbatches: int = 1) -> ObjectiveConfig:
+def objective_config(group: Any, microbatches: int = 1, lagged: bool = False) -> ObjectiveConfig:
     """From the config group `objective`. Raises UserError for an unknown name."""
-    fields = {field.name for field in dataclasses.fields(ObjectiveConfig)} - {"choices", "microbatches"}
-    named = {name: group[name] for name in fields}
-    return ObjectiveConfig(choices=resolve(group), microbatches=microbatches, **named)
+    given = {"choices": resolve(group), "microbatches": microbatches, "lagged": lagged}
+    names = {field.name for field in dataclasses.fields(ObjectiveConfig)} - given.keys()
+    return ObjectiveConfig(**given, **{name: group[name] for name in names})
 
 
 @flax.struct.dataclass
@@ -91,8 +93,15 @@ def fresh_loss(
     one does (Dr. GRPO, arXiv 2503.20783); others are in `learner.choices`. The KL that is logged is k3,
     unbiased and positive; what is differentiated is k2, whose gradient on-policy is that of KL(policy ||
     reference), while k3's is not (Schulman, "Approximating KL divergence", 2020).
+
+    The ratio is the policy's to the one that wrote the batch, pi / mu as `batch.behaviour` has it. Where that
+    is the policy itself it is 1 at the update; where it is older (`rollout.lag`), it weighs each token by how
+    likely it has become since, given what stands before it: the gradient is sum_t r_t * A * grad log pi_t.
+    Over what stands before it the mean stays mu's, as in all of PPO: whole sequences would be weighed by the
+    product of their ratios, whose variance grows with T.
     """
-    return _fresh_terms(model, variables, _weighed(batch, c), temperature, c)
+    loss, sums = _fresh_terms(model, variables, _weighed(batch, c), temperature, c)
+    return loss, _fresh_figures(sums)
 
 
 def _weighed(batch: Fresh, c: ObjectiveConfig) -> tuple[Fresh, Array, Array]:
@@ -123,10 +132,10 @@ def _fresh_terms(
     gap = jnp.where(batch.mask, statistics.logprobs - batch.reference, 0.0)
     k2 = 0.5 * (gap**2 * weight).sum()
     entropy = (statistics.entropy * weight).sum()
-    # Before an update learner and sampler are one policy: what differs is their arithmetic.
+    # Without a lag, learner and sampler are one policy before an update: what differs is their arithmetic.
     sampler = jnp.where(batch.mask, jnp.abs(statistics.logprobs - batch.behaviour), 0.0)
     loss = policy + c.kl_weight * k2 - c.entropy_weight * entropy
-    return loss, {
+    figures = {
         "loss/policy": policy,
         "loss/kl": c.kl_weight * k2,
         "kl": ((jnp.exp(-gap) - 1.0 + gap) * share).sum(),
@@ -134,6 +143,22 @@ def _fresh_terms(
         "logprob/gap": (sampler * share).sum(),
         "clip_share": ((surrogate < ratio * advantage) * share).sum(),
     }
+    if c.lagged:
+        figures |= {"ratio/mean": (ratio * share).sum(), "ratio/squares": (ratio**2 * share).sum()}
+    return loss, figures
+
+
+def _fresh_figures(sums: dict[str, Array]) -> dict[str, Array]:
+    """What is logged, from what parts of a batch add up to.
+
+    `ratio/effective_share` in (0, 1] is the effective sample size of the tokens' ratios (Kish 1965), by the
+    number of tokens.
+    """
+    if "ratio/mean" not in sums:
+        return sums
+    left = dict(sums)
+    share = effective_size(left["ratio/mean"], left.pop("ratio/squares"))
+    return {**left, "ratio/effective_share": share}
 
 
 def token_weights(mask: Array, normaliser: str) -> Array:
@@ -212,7 +237,7 @@ def gradients(
         c.microbatches,
     )
     fresh_norm = optax.tree.norm(grads)
-    metrics["gradient/fresh"] = fresh_norm
+    metrics = {**_fresh_figures(metrics), "gradient/fresh": fresh_norm}
     if replayed is None:
         return grads, metrics
     size, replayed = replayed.mask.size, microbatches.filled(replayed, c.microbatches)

@@ -18,10 +18,18 @@ from streamsynth.pytrees import Array, Prompts, Rollouts, Scores
 from streamsynth.stream import replay
 
 
-def samples_of(written: Written, scores: Scores, weight: Array, keep: Array, step: int) -> replay.Samples:
+def samples_of(
+    written: Written,
+    scores: Scores,
+    weight: Array,
+    keep: Array,
+    step: int,
+    prompt_length: int | None = None,
+) -> replay.Samples:
     """A rollout's N samples in the form that buffers hold: each with its own prompt.
 
-    `keep`, [N] bool, says which of them the archive is about to absorb.
+    `keep`, [N] bool, says which of them the archive is about to absorb. Prompts of a shorter bucket are
+    padded to the buffer's `prompt_length`; None leaves them as they are.
     """
     return _samples(
         written.rollouts,
@@ -32,10 +40,11 @@ def samples_of(written: Written, scores: Scores, weight: Array, keep: Array, ste
         weight,
         keep,
         np.int32(step),
+        prompt_length=prompt_length,
     )
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="prompt_length")
 def _samples(
     rollouts: Rollouts,
     label: Array,
@@ -45,11 +54,15 @@ def _samples(
     weight: Array,
     keep: Array,
     step: Array,
+    *,
+    prompt_length: int | None,
 ) -> replay.Samples:
+    length = rollouts.prompts.tokens.shape[1]
+    missing = ((0, 0), (0, (prompt_length or length) - length))
     group = rollouts.tokens.shape[0] // rollouts.prompts.tokens.shape[0]
     return replay.Samples(
-        prompt_tokens=jnp.repeat(rollouts.prompts.tokens, group, axis=0),
-        prompt_mask=jnp.repeat(rollouts.prompts.mask, group, axis=0),
+        prompt_tokens=jnp.pad(jnp.repeat(rollouts.prompts.tokens, group, axis=0), missing),
+        prompt_mask=jnp.pad(jnp.repeat(rollouts.prompts.mask, group, axis=0), missing),
         tokens=rollouts.tokens,
         mask=rollouts.mask,
         logprobs=rollouts.logprobs,

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from streamsynth.feedback import diversity
 from streamsynth.learner import advantages, balance
+from streamsynth.learner.pending import Pending
 from streamsynth.learner.update import PARTS
 from streamsynth.pytrees import Array
 from streamsynth.runtime import mesh as mesh_lib
@@ -58,6 +59,7 @@ class RunState:
       spread, balance: the running deviations of the parts, and alpha with its target.
       transfer: [tasks + 1, tasks] float32, R[i, j], NaN where not measured.
       journals: [2 + tasks] int64, bytes of the metrics and evaluations journals and of each task's rows.
+      pending: the batch of the next step, where it is being written already (`rollout.lag`).
     """
 
     turn: Array
@@ -75,6 +77,7 @@ class RunState:
     balance: balance.Balance
     transfer: Array
     journals: Array
+    pending: Pending | None = None
 
 
 def new_buffer(config: Any) -> replay.Buffer:

@@ -12,8 +12,14 @@ from streamsynth.stream.prompts import PromptFormat
 FORMATS = {"markers": MarkerFormat, "plain": PlainFormat, "chat": ChatFormat}
 
 
-def make_format(kind: str, tokenizer: Tokenizer, prompt_length: int, completion_length: int) -> PromptFormat:
-    """The format of that kind; "auto" is the one that a tokenizer was made for.
+def make_format(
+    kind: str,
+    tokenizer: Tokenizer,
+    prompt_length: int,
+    completion_length: int,
+    buckets: tuple[int, ...] = (),
+) -> PromptFormat:
+    """The format of that kind; "auto" is the one that a tokenizer was made for. The rest: see `PromptFormat`.
 
     Raises:
       UserError: there is no such kind, or the tokenizer lacks what it needs.
@@ -30,4 +36,4 @@ def make_format(kind: str, tokenizer: Tokenizer, prompt_length: int, completion_
             'policy.format = "chat" needs a chat template, and the tokenizer has none: give "plain", or add '
             "a chat_template.jinja to the folder of its weights."
         )
-    return FORMATS[kind](tokenizer, prompt_length, completion_length)
+    return FORMATS[kind](tokenizer, prompt_length, completion_length, buckets)

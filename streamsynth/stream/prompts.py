@@ -55,11 +55,14 @@ class PromptFormat(abc.ABC):
     """How a policy is asked and how its answers are read; the lengths P and T that all is padded to.
 
     Texts travel with their fields in one string (`tasks.task.join_fields`).
+
+    buckets: rising lengths below P, to the first of which a batch may be cut that all its prompts fit.
     """
 
     tokenizer: Any
     prompt_length: int
     completion_length: int
+    buckets: tuple[int, ...] = ()
 
     @property
     @abc.abstractmethod
@@ -116,6 +119,11 @@ class PromptFormat(abc.ABC):
         """B prompts as arrays."""
         tokens, mask = _pad(prompts, self.prompt_length, self.tokenizer.pad)
         return Prompts(tokens, mask, np.asarray(label, np.int32), np.asarray(strategy, np.int32))
+
+    def shortened(self, prompts: Prompts, longest: int) -> Prompts:
+        """The same prompts, the longest of `longest` tokens, padded to the first length that holds them."""
+        length = min(size for size in (*self.buckets, self.prompt_length) if size >= longest)
+        return prompts.replace(tokens=prompts.tokens[:, :length], mask=prompts.mask[:, :length])
 
     def pad_completions(self, completions: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [N, T] int32 and mask [N, T] bool of completions, which are cut if they are longer."""
