@@ -15,7 +15,7 @@ DEVICES = 2  # of each process
 # The smallest run that four devices divide.
 KEYS = {
     "stream.tasks": "worlds:market_1",
-    "pretrain.steps": "40",
+    "pretrain.steps": "100",
     "learner.steps": "3",
     "rollout.prompts": "4",
     "supervised.rounds": "1",
@@ -31,7 +31,6 @@ FEWER_PROGRAMS = {
     "feedback__judges__posterior": "0",
     "feedback__secondary__attribute": "0",
     "phases__tuning": "False",
-    "pretrain__steps": "2",
     "evaluation__student__steps": "5",
 }
 

@@ -86,7 +86,7 @@ _SCRIPT = """
 
 def test_two_processes_share_work_and_end_together(tmp_path):
     argv = ["-c", textwrap.dedent(_SCRIPT), str(tmp_path), "localhost:PORT", "PROCESS"]
-    assert processes.finish(processes.start(argv, tmp_path, flags=False), 120) == [1, 1]
+    assert processes.finish(processes.start(argv, tmp_path, flags=False), 400) == [1, 1]
     logs = [(tmp_path / f"{me}.log").read_text() for me in range(2)]
     found = [json.loads((tmp_path / f"{me}.json").read_text()) for me in range(2)]
     held = {
