@@ -24,8 +24,8 @@ from streamsynth.learner import rivals
 from streamsynth.learner.choices import resolve
 from streamsynth.learner.collect import Featurizer, example_features
 from streamsynth.learner.objective import ObjectiveConfig, objective_config
-from streamsynth.learner.optimizer import make_optimizer
-from streamsynth.learner.state import RunState, new_buffer, new_state
+from streamsynth.learner.optimizer import init_state, make_optimizer
+from streamsynth.learner.state import RunState, new_buffer, new_state, remembered_shardings
 from streamsynth.policy.families import own_config
 from streamsynth.policy.lora import init_adapter, merge
 from streamsynth.policy.placement import check_network, optimizer_shardings, variable_shardings
@@ -225,12 +225,13 @@ def assemble(
     batch = mesh_lib.batch_sharding(mesh)
     encoder = load_encoder(f.encoder) if _asks_for_encoder(f) else None
     scorers = scorer_specs.make_scorers(config, scores)
+    featurize = Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder)
     with mesh_lib.use(mesh):
         rewards = tuple(
             task_reward(judge_context(policy, form, task, config.objective.chunk, encoder), f, scorers)
             for task in tasks
         )
-    featurize = Featurizer(f.features, f.width, config.seed, policy.model, policy.variables, form, encoder)
+        examples = tuple(example_features(form, featurize, task) for task in tasks)
     return Setting(
         config=config,
         mesh=mesh,
@@ -242,7 +243,7 @@ def assemble(
         rewards=rewards,
         encoder=encoder,
         scorers=scorers,
-        examples=tuple(example_features(form, featurize, task) for task in tasks),
+        examples=examples,
         student=_student(f.utility),
         featurize=featurize,
         optimizer=make_optimizer(
@@ -330,20 +331,10 @@ def judge_context(
 def first_state(setting: Setting) -> RunState:
     """The state before anything, placed on the mesh. The parameters are copies: updates give theirs away."""
     params = copy(setting.initial)
-    opt_state = _optimizer_state(setting, params)
+    opt_state = init_state(setting.optimizer, setting.model.config, params, setting.mesh)
     labels = tuple(len(task.labels) for task in setting.tasks)
     state = new_state(setting.config, labels, params, opt_state, setting.experience)
     return on_mesh(setting, state.replace(reference=copy(setting.initial)))
-
-
-def _optimizer_state(setting: Setting, params: Any) -> Any:
-    """A fresh state of the optimizer.
-
-    Its zeros follow from nothing, and by themselves would come to lie whole on every device.
-    """
-    shapes = jax.eval_shape(setting.optimizer.init, params)
-    shardings = optimizer_shardings(setting.model.config, shapes, params, setting.mesh)
-    return jax.jit(setting.optimizer.init, out_shardings=shardings)(params)
 
 
 def trained(setting: Setting, state: RunState) -> Any:
@@ -358,14 +349,16 @@ def on_mesh(setting: Setting, state: RunState) -> RunState:
 
     Otherwise the second step would meet another placement than the first and compile everything again.
     """
-    everywhere = mesh_lib.replicated(setting.mesh)
 
-    def place(leaf: Any) -> jax.Array:
+    def place(leaf: Any, sharding: NamedSharding) -> jax.Array:
         placed = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, NamedSharding)
-        return leaf if placed else jax.device_put(leaf, everywhere)
+        return leaf if placed else jax.device_put(leaf, sharding)
 
-    parts = ("opt_state", "tasks", "spread", "balance")
-    return state.replace(**{name: jax.tree.map(place, getattr(state, name)) for name in parts})
+    of_optimizer = optimizer_shardings(setting.model.config, state.opt_state, state.params, setting.mesh)
+    shardings = {"opt_state": of_optimizer, **remembered_shardings(state, setting.mesh)}
+    return state.replace(
+        **{name: jax.tree.map(place, getattr(state, name), own) for name, own in shardings.items()}
+    )
 
 
 def copy(tree: Any) -> Any:

@@ -14,18 +14,22 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 from absl import logging
+from jax.sharding import Mesh
 
 from streamsynth.errors import UserError
 from streamsynth.keys import numpy_rng, purpose_key
 from streamsynth.learner import lessons
 from streamsynth.learner.lessons import Lesson, lesson_batch, task_lesson
-from streamsynth.learner.optimizer import make_optimizer
+from streamsynth.learner.optimizer import init_state, make_optimizer
 from streamsynth.learner.supervised import supervised_step
 from streamsynth.policy.families import choices, own_config
+from streamsynth.policy.placement import variable_shardings
 from streamsynth.policy.store import Policy, has_policy, load_policy, save_policy
 from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
-from streamsynth.policy.transformer import Transformer, init_params
+from streamsynth.policy.transformer import Transformer, init_params, param_shapes
+from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.progress import Progress
 from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
@@ -86,13 +90,16 @@ def _train(config: Any, model: Transformer, tokenizer: MarkerTokenizer, tasks: S
     optimizer = make_optimizer(
         c.optimizer, c.steps, "pretrain.optimizer", master=model.config.param_dtype != "float32"
     )
-    params = {"params": init_params(model.config, purpose_key(config.seed, "init"))}
-    opt_state = optimizer.init(params)
+    mesh = _mesh(config)
+    shardings = variable_shardings(model.config, {"params": param_shapes(model.config)}, mesh)
+    params = {"params": init_params(model.config, purpose_key(config.seed, "init"), shardings["params"])}
+    opt_state = init_state(optimizer, model.config, params, mesh)
+    rows = mesh_lib.rows_or_whole(c.prompts, mesh)
     logged = 0
-    with Progress(c.steps, "pretraining") as progress:
+    with mesh_lib.use(mesh), Progress(c.steps, "pretraining") as progress:
         for step in range(c.steps):
             rng = numpy_rng(config.seed, "pretrain", step)
-            batch = lesson_batch(form, _lessons(config, tasks, step), rng, c.samples)
+            batch = jax.device_put(lesson_batch(form, _lessons(config, tasks, step), rng, c.samples), rows)
             params, opt_state, metrics = supervised_step(
                 model, optimizer, params, {}, opt_state, batch, prompt_weight=c.prompt_weight
             )
@@ -101,6 +108,13 @@ def _train(config: Any, model: Transformer, tokenizer: MarkerTokenizer, tasks: S
                 logged += done
                 progress.advance(done, nll=float(metrics["nll/completion"]))
     return params["params"]
+
+
+def _mesh(config: Any) -> Mesh:
+    """The mesh of the config; with several processes, each of which sees but a part of it, one device."""
+    if jax.process_count() == 1:
+        return mesh_lib.make_mesh(config.mesh.to_dict())
+    return mesh_lib.make_mesh(dict.fromkeys(mesh_lib.AXES, 1), jax.local_devices()[:1])
 
 
 def _lessons(config: Any, tasks: Sequence[Task], step: int) -> list[Lesson]:

@@ -107,6 +107,7 @@ KEYS = [
     ("mesh.data=7", "mesh.data = 7"),
     ("mesh.data=0", "mesh.data = 0"),
     ("mesh.tensor=-1", "both -1"),
+    ("learner.microbatches=3", "learner.microbatches = 3 does not divide rollout.prompts = "),
     ("checkpoint.every=0", "checkpoint.every = 0"),
     ("evaluation.samples=0", "evaluation.samples = 0"),
     ("dataset.near_duplicate=2", "dataset.near_duplicate = 2.0"),

@@ -12,22 +12,20 @@ import pytest
 from runs import ROOT
 
 _ON_EIGHT = """
-    import dataclasses, json, types
+    import json
     import jax, jax.numpy as jnp
-    from streamsynth import assemble
     from streamsynth.defaults import optimizer as keys
-    from streamsynth.learner.optimizer import OPTIMIZERS, make_optimizer
+    from streamsynth.learner.optimizer import OPTIMIZERS, init_state, make_optimizer
     from streamsynth.policy.lora import LoraConfig, adapter_axes, init_adapter
-    from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params, logical_axes
+    from streamsynth.policy.transformer import TransformerConfig, init_params, logical_axes
     from streamsynth.runtime import mesh as mesh_lib
 
     mesh = mesh_lib.make_mesh(dict(data=1, fsdp=4, tensor=2))
     config = TransformerConfig(
         vocab_size=32, width=16, layers=2, heads=4, kv_heads=2, head_width=4, mlp_width=24,
-        param_dtype="bfloat16", scan_layers=True,
+        param_dtype="bfloat16", scan_layers=True, lora=LoraConfig(2, 4.0),
     )
-    axes, lora = logical_axes(config), LoraConfig(2, 4.0)
-    model = Transformer(dataclasses.replace(config, lora=lora))
+    axes, lora = logical_axes(config), config.lora
     params = init_params(config, jax.random.key(0))
     adapter = init_adapter(lora, params, jax.random.key(1))
     params = {"params": jax.device_put(params, mesh_lib.param_shardings(params, axes, mesh))}
@@ -36,8 +34,7 @@ _ON_EIGHT = """
     for name in OPTIMIZERS:
         for trained, master in ((params, True), ({"lora": adapter}, False)):
             optimizer = make_optimizer(keys(name=name, warmup=0), 10, master=master)
-            setting = types.SimpleNamespace(mesh=mesh, optimizer=optimizer, model=model)
-            state = assemble._optimizer_state(setting, trained)
+            state = init_state(optimizer, config, trained, mesh)
             step = jax.jit(optimizer.update)
             grads = jax.tree.map(jnp.ones_like, trained)
             updates, after = step(grads, state, trained)

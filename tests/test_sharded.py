@@ -156,11 +156,12 @@ def on_eight(script: str, *arguments: str) -> dict:
 
 
 # Devices along data, fsdp and tensor, and microbatches.
-QUICK = (((1, 1, 1), 4), ((2, 1, 1), 1), ((1, 4, 1), 2), ((2, 2, 2), 2))
+QUICK = (((1, 2, 1), 1), ((2, 2, 2), 2))
 REST = (
-    *(((n, 1, 1), 2) for n in (4, 8)),
-    *(((1, n, 1), 1) for n in (2, 8)),
-    *(((1, 1, n), 2) for n in (2, 4, 8)),
+    ((1, 1, 1), 4),
+    *(((n, 1, 1), 2) for n in (2, 4, 8)),
+    *(((1, n, 1), 2) for n in (2, 4, 8)),
+    *(((1, 1, n), n // 2) for n in (2, 4, 8)),
     *((shape, 1) for shape in ((2, 2, 1), (2, 1, 2), (1, 2, 2), (4, 2, 1), (2, 1, 4), (1, 2, 4), (2, 2, 2))),
 )
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from streamsynth.errors import UserError
-from streamsynth.policy.placement import constrain_optimizer, constrain_variables
-from streamsynth.policy.transformer import Transformer
+from streamsynth.policy.placement import constrain_optimizer, constrain_variables, optimizer_shardings
+from streamsynth.policy.transformer import Transformer, TransformerConfig
 
 # Updates that are not finite are skipped for as long as they come; the count is in the metrics.
 _NEVER_GIVE_UP = 2**31 - 1
@@ -103,6 +104,17 @@ def with_master_weights(optimizer: optax.GradientTransformation) -> optax.Gradie
         return jax.tree.map(jnp.subtract, weights, _wide(params)), MasterWeights(weights, inner)
 
     return optax.GradientTransformation(init, update)
+
+
+def init_state(
+    optimizer: optax.GradientTransformation, config: TransformerConfig, params: Any, mesh: Mesh
+) -> Any:
+    """A fresh state of the optimizer, made where its shards lie.
+
+    Its zeros follow from nothing, and by themselves would come to lie whole on every device.
+    """
+    shardings = optimizer_shardings(config, jax.eval_shape(optimizer.init, params), params, mesh)
+    return jax.jit(optimizer.init, out_shardings=shardings)(params)
 
 
 def step(

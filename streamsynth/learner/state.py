@@ -8,13 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 from flax import serialization
+from jax.sharding import Mesh
 
 from streamsynth.feedback import diversity
 from streamsynth.learner import advantages, balance
 from streamsynth.learner.update import PARTS
 from streamsynth.pytrees import Array
+from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.stream import patterns, replay, scheduler
 
 
@@ -149,6 +152,23 @@ def extend(state: RunState, config: Any, labels: tuple[int, ...]) -> RunState:
         transfer=transfer,
         journals=journals,
     )
+
+
+def remembered_shardings(state: RunState, mesh: Mesh) -> dict[str, Any]:
+    """Where what a state remembers lies, as far as programs work on it: by part, trees like each."""
+
+    def by(array: str, tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: mesh_lib.sharding(array, mesh, np.shape(leaf)), tree)
+
+    tasks = tuple(
+        by("statistics", task).replace(buffer=by("replay", task.buffer), archive=by("archive", task.archive))
+        for task in state.tasks
+    )
+    return {
+        "tasks": tasks,
+        "spread": by("statistics", state.spread),
+        "balance": by("statistics", state.balance),
+    }
 
 
 def to_tree(state: RunState) -> dict[str, Any]:

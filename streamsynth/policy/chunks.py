@@ -130,7 +130,9 @@ def _backward(
         logprobs, p, entropy = _normalised(logits, split)
         place, here = _places(tokens, logits.shape[-1], split)
         gradient = -p * (of_logprob[:, None] + of_entropy[:, None] * (logprobs + entropy[:, None]))
-        gradient = gradient.at[jnp.arange(len(place)), place].add(jnp.where(here, of_logprob, 0.0))
+        # As a scatter it would not be one with the rest.
+        chosen = (jnp.arange(p.shape[-1]) == place[:, None]) & here[:, None]
+        gradient += jnp.where(chosen, of_logprob[:, None], 0.0)
         of_hidden, of_head = pullback(gradient)
         return total + of_head.astype(jnp.float32), _summed(of_hidden, split)
 

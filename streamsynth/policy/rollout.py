@@ -54,13 +54,14 @@ def rollout(
       length: T; a completion that has not ended by then is cut (`finished` is false).
       stops: the tokens that end a completion; its padding is the first of them.
     """
-    n = keys.shape[0]
+    n, prompts = keys.shape[0], constrain(prompts, "prompts")
     _, last, lengths, shared = prefill(model, variables, prompts)
     offsets = jnp.repeat(lengths, samples)
     draws = uniforms(keys, length)
 
     def logits_of(hidden):
-        return model.apply(variables, hidden, method="logits").astype(jnp.float32) / temperature
+        logits = model.apply(variables, hidden, method="logits").astype(jnp.float32) / temperature
+        return constrain(logits, "logits")
 
     def ends(tokens):
         return jnp.isin(tokens, jnp.array(stops, jnp.int32))

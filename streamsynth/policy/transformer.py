@@ -363,11 +363,14 @@ def empty_cache(config: TransformerConfig, batch: int, length: int) -> Any:
     return scanned, tuple(cache(windows[i % len(windows)]) for i in range(first, config.layers))
 
 
-def init_params(config: TransformerConfig, key: jax.Array) -> Any:
-    """Fresh parameters as a plain tree, logical axis metadata removed."""
+def init_params(config: TransformerConfig, key: jax.Array, shardings: Any = None) -> Any:
+    """Fresh parameters as a plain tree, made where `shardings`, a tree like it, says."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    init = jax.jit(lambda key: nn.meta.unbox(Transformer(config).init(key, tokens, tokens)["params"]))
-    return init(key)
+
+    def init(key: jax.Array) -> Any:
+        return nn.meta.unbox(Transformer(config).init(key, tokens, tokens)["params"])
+
+    return jax.jit(init, out_shardings=shardings)(key)
 
 
 def param_shapes(config: TransformerConfig) -> Any:

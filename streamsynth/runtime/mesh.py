@@ -35,7 +35,6 @@ LOGICAL_AXIS_RULES = (
     ("head_width", None),
     ("mlp", "tensor"),
     ("layers", None),
-    ("rank", None),
     ("slot", None),
     ("label", None),
     ("feature", None),
@@ -46,13 +45,12 @@ LOGICAL_AXIS_RULES = (
 # Parameters name their axes where they are made (`policy.transformer`, `policy.lora`), and whatever has the
 # path and shape of a parameter (moments, master copies, gradients, the KL reference) lies as it does.
 ARRAYS = {
-    # --- One row a prompt [B], or a sample [N] ---
+    # --- One row a prompt [B], or a sample [N]: placed by `batch_sharding` ---
     "prompts": ("batch", "length"),  # and their labels and strategies [B]
     "keys": ("batch",),
-    "rollouts": ("batch", "length"),  # tokens, masks, log-probabilities [N, T]
+    "rollouts": ("batch", "length"),  # tokens, masks, log-probabilities [N, T]; replayed ones too
     "scores": ("batch",),  # gates, qualities, parts, credit, advantages
     "features": ("batch", "feature"),  # [N, D]
-    "replayed": ("batch", "length"),  # [M, T], what an update draws from the buffers
     "microbatches": (None, "batch", "length"),  # of any of these, along the first axis
     # --- Within a program ---
     "hidden": ("batch", "length", "embed_act"),  # [N, Q, width]
@@ -60,7 +58,6 @@ ARRAYS = {
     "cache": ("batch", "kv_heads", "length", "head_width"),  # prompts' [B, Hkv, P, d], own [N, Hkv, T, d]
     "stacked_cache": ("layers", "batch", "kv_heads", "length", "head_width"),  # where layers are scanned
     "logits": ("batch", "vocab"),  # of a decoding step
-    "drawn_from": ("batch", None),  # the same, once a token is drawn from them
     "head": ("vocab", "embed_act"),  # the matrix logits are taken with, gathered for its use
     # --- What is remembered: small, or bounded by `replay.megabytes` a task ---
     "archive": ("label", "feature", "feature"),  # [K, D, D]
@@ -184,6 +181,11 @@ def named(names: Sequence[str | None], shape: Sequence[int], mesh: Mesh | Abstra
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis split over `data` and `fsdp`, the others whole."""
     return sharding("scores", mesh)
+
+
+def rows_or_whole(size: int, mesh: Mesh) -> NamedSharding:
+    """Where a batch of `size` rows lies that need not fill the mesh: split where it can be."""
+    return replicated(mesh) if size % shards(mesh) else batch_sharding(mesh)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
