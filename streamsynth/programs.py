@@ -134,6 +134,28 @@ def make_kept(
     return Kept(trained, frozen, trained, trained, opt_state, copies, replay), optimizer
 
 
+# The other programs of a run of the default config, by the function that is compiled, and how many of each
+# there are for one number of labels: for keys of as many parts, for the first and a further task of a draw,
+# for a batch and for the held-back examples that measure a judge, and so on.
+BESIDE = {
+    "init": 1,
+    "copy": 1,
+    "_folded": 4,
+    "sample_keys": 1,
+    "assess": 1,
+    "utility": 1,
+    "verdict": 2,
+    "_learned_from": 1,
+    "_samples": 1,
+    "remember": 1,
+    "_place": 2,
+    "_refreshed": 2,
+    "_batch": 1,
+    "_train": 2,
+    "_predict": 1,
+}
+
+
 def declared(config: Any, network: TransformerConfig, mesh: Mesh) -> tuple[Program, ...]:
     """Every program of a run that runs the network, one for each shape.
 

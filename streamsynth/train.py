@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from streamsynth import assemble as assemble_lib
+from streamsynth import programs
 from streamsynth.assemble import Setting
 from streamsynth.dataset.export import export
 from streamsynth.dataset.rows import read_rows
@@ -54,7 +55,8 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     """
     setting = assemble_lib.assemble(config, tasks, policy, workdir.experience(), workdir.scores)
     names = tuple(task.name for task in tasks)
-    state = _restored(setting, workdir)
+    with mesh_lib.use(setting.mesh):
+        state = _restored(setting, workdir)
 
     # --- The journals, cut back to where the state stands ---
     journals = workdir.journals(names)
@@ -65,13 +67,11 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     if hosts.first():
         writers.append(TensorBoardWriter(workdir.path / "tensorboard", int(state.step)))
     writer = MultiWriter(writers)
-    r = config.rollout
-    lengths = (*r.buckets, r.prompt_length)
+    for program in programs.declared(config, setting.model.config, setting.mesh):
+        logging.info("program %s: %s", program.name, program.shapes)
     logging.info(
-        "%d length bucket(s), one program each: prompts of %s tokens, completions of %d; a step has "
-        "%d prompts x %d samples",
-        len(lengths), " or ".join(map(str, lengths)), r.completion_length, r.prompts, r.samples,
-    )  # fmt: skip
+        "and %d small ones beside the network, for each number of labels", sum(programs.BESIDE.values())
+    )
 
     def save(state: RunState) -> RunState:
         # On disk before the checkpoint that counts on it can be complete, however slowly that is written.

@@ -62,7 +62,8 @@ def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState,
     own = config.balance.target == "policy"
     measured = (state.params, int(state.policy_version)) if own else (setting.initial, 0)
     for batch in range(config.balance.batches):
-        statistics.append(float(written(*measured, "measure", step, batch).metrics["diversity/statistic"]))
+        metrics = written(*measured, "measure", step, batch).metrics
+        statistics.append(float(arrays.fetch(metrics["diversity/statistic"])))
     found = float(np.mean(statistics))
     if config.balance.target == "examples":
         found = _statistic_of_examples(setting, turn)

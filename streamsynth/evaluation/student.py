@@ -25,6 +25,7 @@ import numpy as np
 import optax
 
 from streamsynth.errors import UserError
+from streamsynth.runtime import arrays
 from streamsynth.tasks.task import FIELD_SEPARATOR
 
 Params = dict[str, jax.Array]
@@ -219,7 +220,7 @@ def _times(features: Features, kernel: jax.Array) -> jax.Array:
 
 def predict(params: Params, features: Features) -> np.ndarray:
     """The most probable label of each of n rows: [n] int32."""
-    return np.asarray(_predict(params, _pad_rows(features)))[: len(features.values)]
+    return arrays.fetch(_predict(params, _pad_rows(features)))[: len(features.values)]
 
 
 @jax.jit

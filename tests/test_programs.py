@@ -1,0 +1,129 @@
+"""A whole stream run compiles the programs that it declares, and fetches where it says so."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import runs
+
+from streamsynth import programs
+from streamsynth.policy.store import load_policy
+from streamsynth.runtime import mesh as mesh_lib
+
+TASKS = "worlds:market_1,worlds:restaurant_1,worlds:market_2"
+KEYS = {"stream__tasks": TASKS, "rollout__prompts": "4", "evaluation__prompts": "4"}
+
+# On two devices: numpy reads an array of a single CPU device without asking the array.
+_SCRIPT = """
+    import collections, json, pathlib, sys, traceback
+    import jax
+    import runs
+    from streamsynth import api, train as train_lib
+    from streamsynth.runtime import arrays
+
+    keys, cache, workdir = json.loads(sys.argv[1]), *map(pathlib.Path, sys.argv[2:])
+    compiled, stated, others = collections.Counter(), collections.Counter(), collections.Counter()
+    watching, inside = [], []
+
+    def frames():
+        return [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+
+    def place(found):
+        own = [frame for frame in found if "streamsynth" in pathlib.Path(frame.filename).parts]
+        return f"{pathlib.Path(own[-1].filename).stem}.{own[-1].name}" if own else "elsewhere"
+
+    def on_compile(event, seconds, **found):
+        if watching and event == "/jax/core/compile/backend_compile_duration":
+            # Writing a checkpoint, Orbax compiles slices of its own.
+            if not any("orbax" in frame.filename for frame in frames()):
+                compiled[found["fun_name"].removeprefix("jit(").removesuffix(")")] += 1
+
+    jax.monitoring.register_event_duration_secs_listener(on_compile)
+    fetch = arrays.fetch
+
+    def spied_fetch(tree):
+        if watching:
+            stated[place(frames())] += 1
+        inside.append(True)
+        try:
+            return fetch(tree)
+        finally:
+            inside.pop()
+
+    arrays.fetch = spied_fetch
+    kind = type(jax.numpy.zeros(()))
+
+    def spy_on(name):
+        method = getattr(kind, name)
+
+        def spied(self, *args, **kwargs):
+            if watching and not inside and not any("orbax" in frame.filename for frame in frames()):
+                others[f"{place(frames())} by {name}"] += 1
+            return method(self, *args, **kwargs)
+
+        setattr(kind, name, spied)
+
+    for name in ("__array__", "__float__", "__int__", "__bool__", "__index__", "item", "tolist"):
+        spy_on(name)
+    float(jax.numpy.zeros(()))
+
+    original = train_lib.train
+
+    def train(*args):
+        watching.append(True)
+        try:
+            return original(*args)
+        finally:
+            watching.pop()
+
+    train_lib.train = train
+    api.train(runs.config(cache, mesh__data="2", **keys), workdir)
+    print(json.dumps({"compiled": compiled, "stated": stated, "others": others}))
+"""
+
+# Where the loop fetches: tokens and masks of a batch, what a judge on the device says, what strategies and
+# rows need of the credit, the kept rows' features and the diversity that sets a turn's target, the figures of
+# a step, and a student's answers.
+STATED = {
+    "collect.example_features",
+    "collect.arrive",
+    "reward._posterior",
+    "reward.judge",
+    "step._recorded",
+    "step.rows_of",
+    "turn.begin_turn",
+    "turn.written",
+    "turn.learn",
+    "student.predict",
+}
+
+
+@pytest.mark.slow
+def test_programs_and_fetches_are_those_declared(finished, tmp_path):
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "PYTHONPATH": os.pathsep.join([str(runs.ROOT), str(Path(__file__).parent)]),
+    }
+    script = textwrap.dedent(_SCRIPT)
+    argv = [sys.executable, "-c", script, json.dumps(KEYS), str(finished.cache), str(tmp_path / "run")]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+
+    config = runs.config(finished.cache, **KEYS)
+    network = load_policy(tmp_path / "run" / "policy").model.config
+    mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 1, "tensor": 1})
+    declared = programs.declared(config, network, mesh)
+    expected = Counter(program.function.__name__ for program in declared)
+    expected["label_loglikelihood"] += 1  # the held-back examples that measure the judge
+    assert found["compiled"] == {**expected, **programs.BESIDE}
+    assert found["others"] == {}
+    assert set(found["stated"]) == STATED
