@@ -128,7 +128,7 @@ def test_sigterm_is_taken_back_where_it_was_caught():
     assert signal.getsignal(signal.SIGTERM) is before and not hosts.stop_asked_here()
 
 
-def test_sigterm_saves_the_step_and_ends_with_75(finished, tmp_path, monkeypatch, capsys):
+def test_sigterm_saves_the_step_and_ends_with_75(tmp_path, monkeypatch, capsys, quick_xla):
     taken = []
 
     class Enough(Exception):
@@ -151,7 +151,8 @@ def test_sigterm_saves_the_step_and_ends_with_75(finished, tmp_path, monkeypatch
     monkeypatch.setattr(train, "evaluate_row", evaluated)
     monkeypatch.setattr(train, "begin_turn", stepped)
     monkeypatch.setattr(train, "learn", stepped)
-    argv = runs.arguments(finished.cache, tmp_path / "run")
+    little = ("--config.pretrain.steps=1", "--config.feedback.judges.posterior=0")
+    argv = runs.arguments(tmp_path / "cache", tmp_path / "run", *little)
     assert main.main(argv) == 75
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == "streamsynth: stopped by SIGTERM after step 2, which is saved; the same command goes on."
