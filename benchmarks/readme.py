@@ -278,14 +278,14 @@ def planted() -> str:
 
 def compiled() -> str:
     """Every pod config on its slice: memory on a device, and the seconds that a step cannot do without."""
-    paths = sorted((ROOT / "benchmarks" / "results" / "compile").glob("*.json"))
+    folder = ROOT / "benchmarks" / "results" / "compile"
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     lines = [
         "| config | slice | trained | mesh: fsdp x tensor | kept, GiB a device | most in use, GiB | of | in "
         "| rollout: compute s | memory s | links s | update: compute s | memory s | links s |",
         "|---|---|---:|---:|---:|---:|---:|---|" + "---:|" * 6,
     ]
-    for path in paths:
-        found = json.loads(path.read_text())
+    for found in reports:
         programs = {one["name"]: one for one in found["programs"]}
         most = max(found["programs"], key=lambda one: one["total"])
         name = pathlib.PurePath(found["config"].partition(":")[0]).stem
@@ -306,7 +306,7 @@ def compiled() -> str:
             *floors,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in reports[0]["versions"].items())
     note = (
         f"Compiled without a TPU, not run (`python benchmarks/compile.py`; {versions}). Seconds are what "
         "each published rate of the chip alone allows at best, for one step; all tokens are sampled."

@@ -22,6 +22,8 @@ from streamsynth.costs.fit import Keys, Load, Memory
 from streamsynth.errors import UserError
 from streamsynth.policy.huggingface import published
 from streamsynth.policy.transformer import param_shapes
+from streamsynth.programs import declared, make_kept
+from streamsynth.runtime import mesh as mesh_lib
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICKSTART = ROOT / "configs" / "quickstart.py"
@@ -197,6 +199,41 @@ def test_a_folder_that_is_there_wins(tmp_path):
     folder = named.weights(tmp_path / "gemma-2-9b", "gemma2")
     config = config_lib.load(f"{ROOT / 'configs' / 'gemma2_9b.py'}:weights={folder}")
     assert compile_lib.planned_network(config).layers == 2
+
+
+def test_the_declared_programs_of_a_run_can_be_traced():
+    """With what they are declared to be given; a run's own calls are typed by the same functions."""
+    changes = {"replay.share": "0.5", "feedback.features": "hidden", "learner.microbatches": "2"}
+    config = config_lib.load(f"{QUICKSTART}:tiny", {**changes, "rollout.prompts": "4"})
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict(), jax.devices()[:1])
+    network = compile_lib.planned_network(config)
+    programs = {one.name: one for one in declared(config, network, mesh)}
+    assert list(programs) == [
+        "rollout", "reference", "update", "supervised", "evaluation", "judge, a label", "features",
+    ]  # fmt: skip
+    kept, _ = make_kept(config, network, mesh)
+    sizes = kept.bytes_by_part()
+    with mesh_lib.use(mesh):
+        for one in programs.values():
+            lowered = one.function.lower(*one.args, **one.kwargs)
+            found = lowered.cost_analysis()["flops"]
+            # Loops are seen once here, so that the count by hand is the larger one.
+            assert 0 < found < 2 * one.costs.flops, one.name
+    # What a program is given is not counted beside it.
+    whole = sum(sizes.values())
+    assert programs["update"].beside == whole - sizes["trained"] - sizes["opt_state"]
+    assert programs["rollout"].beside == whole - sizes["trained"]
+    # Moments of float32 parameters: twice as much as they, but for counters.
+    assert 0 <= sizes["opt_state"] - 2 * sizes["trained"] < 100
+    assert programs["rollout"].cache > 0 and programs["update"].cache == 0
+    assert "8 replayed" in programs["update"].shapes
+
+
+def test_a_batch_that_cannot_be_split_is_refused():
+    config = config_lib.load(f"{QUICKSTART}:tiny", {"learner.microbatches": "3", "rollout.prompts": "4"})
+    mesh = mesh_lib.make_mesh(config.mesh.to_dict(), jax.devices()[:1])
+    with pytest.raises(UserError, match="learner.microbatches = 3 does not divide rollout.prompts = 4"):
+        declared(config, compile_lib.planned_network(config), mesh)
 
 
 needs_libtpu = pytest.mark.skipif(
