@@ -25,18 +25,20 @@ _SCRIPT = """
     import collections, json, pathlib, sys, traceback
     import jax
     import runs
+    import streamsynth
     from streamsynth import api, train as train_lib
     from streamsynth.runtime import arrays
 
     keys, cache, workdir = json.loads(sys.argv[1]), *map(pathlib.Path, sys.argv[2:])
+    package = pathlib.Path(streamsynth.__file__).parent
     compiled, stated, others = collections.Counter(), collections.Counter(), collections.Counter()
     watching, inside = [], []
 
     def frames():
-        return [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+        return [frame for frame in traceback.extract_stack() if frame.filename != "<string>"]
 
     def place(found):
-        own = [frame for frame in found if "streamsynth" in pathlib.Path(frame.filename).parts]
+        own = [frame for frame in found if package in pathlib.Path(frame.filename).parents]
         return f"{pathlib.Path(own[-1].filename).stem}.{own[-1].name}" if own else "elsewhere"
 
     def on_compile(event, seconds, **found):
