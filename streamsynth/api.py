@@ -21,6 +21,7 @@ from streamsynth import assemble as assemble_lib
 from streamsynth import config as config_lib
 from streamsynth import synthesize as synthesize_lib
 from streamsynth import train as train_lib
+from streamsynth import validate
 from streamsynth import weights as weights_lib
 from streamsynth.defaults import default_config
 from streamsynth.errors import UserError
@@ -224,6 +225,7 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     """The fixed parts and the latest state of a run."""
     place = Workdir(workdir)
     config = place.config()
+    validate.check(config)
     try:
         mesh_lib.make_mesh(config.mesh.to_dict())
     except UserError:  # a run may be read on other devices than it was trained on

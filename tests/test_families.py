@@ -23,7 +23,6 @@ from streamsynth.policy.transformer import (
     init_params,
     layer_place,
     logical_axes,
-    stack_layers,
 )
 
 PROMPT, LENGTH, WINDOW, EOS = 11, 9, 4, 2
@@ -118,7 +117,7 @@ def test_rollout_teacher_forcing_and_a_plain_sequence_agree(name, seed):
 @pytest.mark.parametrize("name", ["llama", pytest.param("gemma3", marks=pytest.mark.slow)])
 def test_scanned_periods_write_and_learn_what_unrolled_layers_do(name):
     scanned, model = network(name, scan=True), network(name)
-    stacked = {"params": stack_layers(variables(name)["params"], scanned.config)}
+    stacked = {"params": tiny.stack_layers(variables(name)["params"], scanned.config)}
     prompts = tiny.prompts(np.random.default_rng(0), 4, PROMPT)
     axes = jax.tree.structure(logical_axes(scanned.config), is_leaf=lambda leaf: isinstance(leaf, tuple))
     assert axes == jax.tree.structure(stacked["params"])
@@ -133,7 +132,7 @@ def test_scanned_periods_write_and_learn_what_unrolled_layers_do(name):
         return tiny.quick_jit(jax.grad(loss))(weights)["params"]
 
     rematted = Transformer(dataclasses.replace(scanned.config, remat=True))
-    expected = stack_layers(gradient(model, variables(name)), scanned.config)
+    expected = tiny.stack_layers(gradient(model, variables(name)), scanned.config)
     found = gradient(rematted, stacked)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     np.testing.assert_allclose(tiny.flat(found), tiny.flat(expected), rtol=1e-3, atol=1e-3)
@@ -150,7 +149,7 @@ def test_the_cache_of_a_local_layer_holds_only_its_window(name, scan):
     model = network(name, scan)
     config, windows = model.config, model.config.windows
     weights = variables(name)["params"]
-    weights = {"params": stack_layers(weights, config) if scan else weights}
+    weights = {"params": tiny.stack_layers(weights, config) if scan else weights}
     prompts = tiny.prompts(np.random.default_rng(0), 4, PROMPT)
     shared = jax.eval_shape(lambda: prefill(model, weights, prompts))[-1]
     own = empty_cache(config, 12, LENGTH)

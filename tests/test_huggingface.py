@@ -9,6 +9,7 @@ import golden_files
 import jax
 import numpy as np
 import pytest
+import tiny
 from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 from tiny import quick_jit
@@ -22,7 +23,7 @@ from streamsynth.policy.huggingface.reading import content_hash, load_params
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.lora import LoraConfig, init_adapter
 from streamsynth.policy.tokenizer_files import read_settings
-from streamsynth.policy.transformer import Transformer, param_shapes, stack_layers
+from streamsynth.policy.transformer import Transformer, param_shapes
 
 IDS = dict(bos=1, eos=(2, 5), pad=0)
 
@@ -64,7 +65,7 @@ def test_logits_are_those_of_transformers(family, scan_layers):
 def test_scanned_layers_are_the_unrolled_ones_stacked(family):
     unrolled = golden_files.load(family)
     scanned = golden_files.load(family, scan_layers=True)
-    assert_same(scanned.params, stack_layers(unrolled.params, scanned.config))
+    assert_same(scanned.params, tiny.stack_layers(unrolled.params, scanned.config))
 
 
 @pytest.mark.parametrize("tied_embeddings, scan_layers", [(False, False), (True, True)])

@@ -15,7 +15,7 @@ from streamsynth.policy.families import family_config
 from streamsynth.policy.lora import LoraConfig
 from streamsynth.policy.store import has_policy, load_policy, named_weights, save_policy
 from streamsynth.policy.tokenizer import train_tokenizer
-from streamsynth.policy.transformer import Transformer, init_params, stack_layers
+from streamsynth.policy.transformer import Transformer, init_params
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import worlds
 
@@ -46,7 +46,7 @@ def test_scanned_layers_and_a_second_save_into_the_same_folder(saved):
     policy = tiny.policy()
     model = Transformer(dataclasses.replace(policy.model.config, scan_layers=True))
     scanned = dataclasses.replace(
-        policy, model=model, params=stack_layers(policy.params, model.config), hash="other"
+        policy, model=model, params=tiny.stack_layers(policy.params, model.config), hash="other"
     )
     save_policy(saved, scanned)
     same(load_policy(saved), scanned)

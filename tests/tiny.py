@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from streamsynth.policy.store import Policy
@@ -65,3 +67,17 @@ def policy() -> Policy:
     """An untrained policy with that tokenizer."""
     config = TransformerConfig(vocab_size=tokenizer().vocab_size, **SHAPE)
     return Policy(Transformer(config), init_params(config, jax.random.key(0)), tokenizer(), "tiny")
+
+
+def stack_layers(params: Any, config: TransformerConfig) -> Any:
+    """Parameters of an unrolled network in the layout of `config`, whose layers are scanned."""
+    period = len(config.windows)
+    first = config.periods * period
+    stacked = {
+        f"layer_{j}": jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(j, first, period))
+        )
+        for j in range(period)
+    }
+    moved = {f"layers_{i}" for i in range(first)}
+    return {**{k: v for k, v in params.items() if k not in moved}, "periods": stacked}

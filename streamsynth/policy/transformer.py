@@ -387,17 +387,3 @@ def logical_axes(config: TransformerConfig) -> Any:
 def _init(config: TransformerConfig, key: jax.Array) -> Any:
     tokens = np.zeros((1, 1), np.int32)
     return Transformer(config).init(key, tokens, tokens)
-
-
-def stack_layers(params: Any, config: TransformerConfig) -> Any:
-    """Parameters of an unrolled network in the layout of `config`, whose layers are scanned."""
-    period = len(config.windows)
-    first = config.periods * period
-    stacked = {
-        f"layer_{j}": jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *(params[f"layers_{i}"] for i in range(j, first, period))
-        )
-        for j in range(period)
-    }
-    moved = {f"layers_{i}" for i in range(first)}
-    return {**{k: v for k, v in params.items() if k not in moved}, "periods": stacked}
