@@ -101,12 +101,12 @@ def make_tiny(config: ConfigDict) -> None:
     else:
         config.stream.tasks = config.stream.tasks[:2]
     config.stream.update(examples_per_label=8, train_limit=200, test_limit=100)
-    config.mesh.update(data=-1, fsdp=1)
+    config.mesh.update(data=-1, fsdp=1, tensor=1)
     config.pretrain.update(steps=0, prompts=4, corpus_sentences=1000)
     config.rollout.update(prompts=4, samples=2, prompt_length=512 if p.init else 64, completion_length=24)
     config.feedback.update(accept=0.1, width=32, min_words=1)
     config.supervised.update(rounds=1, batches=1, rows=4, steps=2, held_out=2)
-    config.learner.steps = 1
+    config.learner.update(steps=1, microbatches=1)
     config.replay.update(capacity=16, share=0.0)  # the quickstart's tiny run replays
     config.balance.batches = 1
     # As many prompts and samples as in training: one program less to compile.

@@ -194,7 +194,7 @@ def test_a_new_stream_starts_from_the_merged_policy(run, folders, tmp_path):
     [
         ("policy__init", "gs:bucket", "policy.init = 'gs:bucket' names no weights: give hf:DIR"),
         ("policy__init", "hf:", "names no weights"),
-        ("policy__init", "hf:nowhere", "there is no folder nowhere"),
+        ("policy__init", "hf:nowhere", "there is no folder nowhere; name that of the weights"),
         ("policy__format", "markers", 'policy.format = "markers" needs a policy trained here'),
         ("policy__lora__modules", "query,q_proj", "policy.lora.modules has 'q_proj'"),
         ("policy__param_dtype", "int4", "policy.param_dtype = 'int4'"),
