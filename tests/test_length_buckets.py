@@ -115,6 +115,7 @@ def compiled():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_a_program_for_each_length_that_is_met_and_no_more(finished, quick_xla, compiled):
     setting, state = runs.third_turn(finished, rollout__buckets=",".join(map(str, LENGTHS)))
     task = setting.tasks[int(state.turn)]
