@@ -280,6 +280,8 @@ def compiled() -> str:
     """Every pod config on its slice: memory on a device, and the seconds that a step cannot do without."""
     folder = ROOT / "benchmarks" / "results" / "compile"
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not reports:
+        return "No pod has been compiled to its end yet (`python benchmarks/compile.py`)."
     lines = [
         "| config | slice | trained | mesh: fsdp x tensor | kept, GiB a device | most in use, GiB | of | in "
         "| rollout: compute s | memory s | links s | update: compute s | memory s | links s |",

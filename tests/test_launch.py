@@ -315,7 +315,7 @@ def test_ctrl_c_ends_a_sweep_here_and_lets_its_slices_go_on(cloud):
             while shown.count("turn 1 of") < 2:
                 shown += started.stdout.readline()
             started.send_signal(signal.SIGINT)
-            started.communicate(timeout=20)  # until all that may write there has ended
+            started.communicate(timeout=120)  # until all that may write there has ended
             assert started.returncode == 130
             assert not any(file.exists() for file in status)
         finally:
