@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -26,6 +27,10 @@ def make_tree(tree: Path) -> Path:
     return tree
 
 
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Cloud:
     """The folder of the stand-in, what is asked of it, and the working tree that the script is started in."""
 
@@ -40,8 +45,9 @@ class Cloud:
     def start(self, *arguments: str) -> subprocess.Popen:
         env = {**os.environ, "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "CLOUD": str(self.folder)}
         command = ["bash", str(self.tree / SCRIPT.name), *arguments]
-        pipe = subprocess.PIPE
-        return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env)
+        keys = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        # Where tests run in the background SIGINT is ignored, and bash cannot take that back.
+        return subprocess.Popen(command, **keys, preexec_fn=_hear_interrupts)
 
     def launch(self, *arguments: str, text: str = "") -> subprocess.CompletedProcess:
         with self.start(*arguments) as started:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from streamsynth.runtime.checkpoint import Checkpoints
 
@@ -191,6 +192,7 @@ _TRAINS = """
 """
 
 
+@pytest.mark.slow
 def test_training_goes_on_on_fewer_devices_than_it_was_saved_on(tmp_path):
     out = finish(start(_TRAINS, str(tmp_path / "checkpoints"), devices=8))
     whole, *continued = json.loads(out.splitlines()[-1])

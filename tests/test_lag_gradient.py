@@ -105,6 +105,7 @@ def test_of_single_tokens_the_older_policys_batch_gives_the_newer_ones_gradient(
     assert figures["ratio/effective_share"] == pytest.approx(size, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_of_longer_texts_each_token_is_weighed_by_its_own_ratio(policies):
     """What stands before a token is still drawn as the older policy draws: see `objective.fresh_loss`."""
     older, newer = policies

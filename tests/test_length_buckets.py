@@ -50,6 +50,7 @@ def test_a_batch_is_cut_to_the_first_length_that_holds_its_prompts():
     assert MarkerFormat(tiny.tokenizer(), FULL, T).shortened(whole, 1).tokens.shape == (3, FULL)
 
 
+@pytest.mark.slow
 def test_samples_logprobs_and_gradients_are_those_of_the_full_length():
     rng = np.random.default_rng(0)
     short = tiny.prompts(rng, B, SHORT)

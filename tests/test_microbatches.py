@@ -104,6 +104,7 @@ def test_reference_logprobs_are_the_same(batch):
     np.testing.assert_allclose(parts, whole, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_supervised_step_is_the_same(batch):
     data = SupervisedBatch(batch[0].prompts, batch[0].tokens, batch[0].mask)
     optimizer = make_optimizer(optimizer_keys(name="sgd", b1=0.0, learning_rate=1.0, warmup=0), 5)
