@@ -141,7 +141,7 @@ def test_costs_on_a_device():
 
 
 def test_chunks_are_filled():
-    assert [counts.chunk_positions(n, 8) for n in (1, 8, 9, 24)] == [1, 8, 16, 24]
+    assert [counts.chunk_positions(n, 8) for n in (1, 8, 9, 17, 24)] == [1, 8, 10, 18, 24]
 
 
 def test_an_optimizer_step_touches_all_it_keeps():

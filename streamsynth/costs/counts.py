@@ -194,9 +194,9 @@ def optimizer_step(trained: int, param_bytes: int, state_bytes: int) -> Costs:
 
 
 def chunk_positions(positions: int, chunk: int) -> int:
-    """Positions whose logits are computed, where they are taken `chunk` at a time: the last one is filled."""
-    size = min(chunk, positions)
-    return math.ceil(positions / size) * size
+    """Positions whose logits are computed, where they are taken at most `chunk` at a time, all alike."""
+    chunks = math.ceil(positions / chunk)
+    return math.ceil(positions / chunks) * chunks
 
 
 def network_weights(config: TransformerConfig) -> int:

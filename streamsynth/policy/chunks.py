@@ -13,6 +13,7 @@ backward pass the gradients of the hidden states along `tensor` and of the head.
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -153,9 +154,9 @@ def _logits(config: TransformerConfig, temperature: Array, hidden: Array, head: 
 
 
 def _chunked(chunk: int, x: Array) -> Array:
-    """[n, T, ...] as [chunks, size, ...], with zeros behind the last."""
+    """[n, T, ...] as [chunks, size, ...], as few as there may be and alike, with zeros behind the last."""
     flat = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    size = min(chunk, len(flat))
+    size = math.ceil(len(flat) / math.ceil(len(flat) / chunk))
     extra = -len(flat) % size
     flat = jnp.pad(flat, [(0, extra), *[(0, 0)] * (flat.ndim - 1)])
     return flat.reshape(-1, size, *flat.shape[1:])
