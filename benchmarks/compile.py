@@ -47,6 +47,7 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
             "command": f"streamsynth compile --config={flag} --topology={topology} --json",
             "config_hash": digest,
             **found,
+            "declared": names,
             "programs": sorted(programs, key=lambda one: names.index(one["name"])),
             "fits": all(one["fits"] for one in programs),
             "advice": list(dict.fromkeys(advice)),

@@ -283,22 +283,24 @@ def compiled() -> str:
     if not reports:
         return "No pod has been compiled to its end yet (`python benchmarks/compile.py`)."
     lines = [
-        "| config | slice | trained | mesh: fsdp x tensor | kept, GiB a device | most in use, GiB | of | in "
+        "| config | slice | programs compiled | trained | mesh: fsdp x tensor | kept, GiB a device "
+        "| most in use, GiB | of | in "
         "| rollout: compute s | memory s | links s | update: compute s | memory s | links s |",
-        "|---|---|---:|---:|---:|---:|---:|---|" + "---:|" * 6,
+        "|---|---|---:|---:|---:|---:|---:|---:|---|" + "---:|" * 6,
     ]
     for found in reports:
         programs = {one["name"]: one for one in found["programs"]}
         most = max(found["programs"], key=lambda one: one["total"])
         name = pathlib.PurePath(found["config"].partition(":")[0]).stem
         floors = [
-            f"{programs[program]['floor_seconds'][rate]:.2f}"
+            f"{programs[program]['floor_seconds'][rate]:.2f}" if program in programs else "-"
             for program in ("rollout", "update")
             for rate in ("compute", "memory", "links")
         ]
         cells = [
             name if found["fits"] else f"{name} (does not fit)",
             found["topology"],
+            f"{len(programs)} of {len(found['declared'])}",
             f"{found['trained'] / 1e9:.2f}e9",
             f"{found['mesh']['fsdp']} x {found['mesh']['tensor']}",
             f"{sum(found['kept'].values()) / 2**30:.2f}",

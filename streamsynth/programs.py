@@ -375,7 +375,8 @@ class _Run:
         return self._array("rollouts", jnp.float32, batch.completions, batch.completion_length)
 
     def _keys(self, batch: Batch) -> jax.ShapeDtypeStruct:
-        return self._array("keys", jax.random.key(0).dtype, batch.completions)
+        kind = jax.eval_shape(jax.random.key, 0).dtype
+        return self._array("keys", kind, batch.completions)
 
 
 _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)

@@ -8,11 +8,11 @@ import jax
 import named
 import numpy as np
 import pretrained
+import tiny
 
 from streamsynth.policy.families import family_config
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.tokenizer_files import load_tokenizer
-from streamsynth.policy.transformer import init_params
 
 NAMES, WORDS = (" form", " data"), (" card", " apples", " person", " bench", " park", " system")
 
@@ -44,7 +44,7 @@ def params(tokenizer, config):
         if tokens is not None:
             embedding[tokens] = np.eye(config.width)[state]
         head[list(chances), state] = np.log(list(chances.values()))
-    tree = init_params(config, jax.random.key(0))
+    tree = tiny.fresh_params(config)
     # The last norm makes a state of length 1 one of length sqrt(width).
     tree = {**tree, "embedding": embedding, "head": head / np.float32(config.width**0.5)}
     for i in range(config.layers):

@@ -22,6 +22,8 @@ _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _OWN_CACHE = tempfile.mkdtemp(prefix="streamsynth-test-cache-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
+    # The tiny runs have many programs in common that take less than the second from which JAX keeps one.
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # A busy machine is no failure, and a run that failed fails again the same way.
 settings.register_profile("streamsynth", deadline=None, derandomize=True)

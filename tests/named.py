@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import jax
 import pretrained
+import tiny
 
 from streamsynth.policy.families import LOCAL_LAYERS, family_config
 from streamsynth.policy.huggingface.writing import save_model
 from streamsynth.policy.tokenizer_files import load_tokenizer
-from streamsynth.policy.transformer import init_params
 
 TEMPLATES = {"llama": "llama", "qwen2": "qwen", "qwen3": "qwen", "gemma2": "gemma", "gemma3": "gemma"}
 SHAPE = dict(width=32, layers=2, heads=2, kv_heads=1, head_width=16, mlp_width=48)
@@ -28,7 +27,7 @@ def weights(folder: Path, family: str, seed: int = 0) -> Path:
     save_model(
         folder,
         config,
-        init_params(config, jax.random.key(seed)),
+        tiny.fresh_params(config, seed),
         files=tokenizer.files(),
         bos=tokenizer.bos,
         eos=tokenizer.stops,

@@ -16,13 +16,15 @@ from streamsynth.errors import UserError
 from streamsynth.learner.adherence import adherence
 from streamsynth.learner.collect import write
 from streamsynth.policy.logprobs import group_logprobs
-from streamsynth.policy.transformer import Transformer, init_params
+from streamsynth.policy.transformer import Transformer
 from streamsynth.stream.markers import MarkerFormat
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import render
 from streamsynth.tasks import attributes, sources, worlds
 from streamsynth.tasks.attributes import Attribute, Value, asked_for, by_length, cells, phrases, read
 from streamsynth.tasks.task import join_fields
+
+pytestmark = pytest.mark.usefixtures("quick_xla")
 
 LENGTH = Attribute("length", (Value("short", max_words=3), Value("long", min_words=4)))
 TONE = Attribute("tone", (Value("polite"), Value("angry"), Value("dry")))
@@ -154,7 +156,7 @@ def test_adherence_is_exact_where_values_have_tests_and_bayes_elsewhere():
     task = task_with(LENGTH, TONE)
     config = dataclasses.replace(tiny.policy().model.config)
     model = Transformer(config)
-    variables = {"params": jax.tree.map(lambda leaf: 2 * leaf, init_params(config, jax.random.key(1)))}
+    variables = {"params": jax.tree.map(lambda leaf: 2 * leaf, tiny.fresh_params(config, 1))}
     texts = ["one two three", "one two three four", "a b", "a b c d e"]
     tokens, mask = FORM.pad_completions([FORM.answer(task.brief, text) for text in texts])
     label, cell = np.array([0, 0, 1, 1]), np.array([0, 0, 5, 5])  # short and polite; long and dry

@@ -246,7 +246,7 @@ needs_libtpu = pytest.mark.skipif(
 def test_a_tiny_run_on_four_chips():
     """The verb itself, to the end: every program compiles, fits, and says where its collectives are."""
     split = ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"]
-    sizes = ["--config.rollout.prompts=4", "--config.evaluation.prompts=4", "--config.replay.share=0.5"]
+    sizes = ["--config.rollout.prompts=4", "--config.evaluation.prompts=8", "--config.replay.share=0.5"]
     heads = ["--config.policy.scan_layers=true", "--config.policy.vocab_size=700"]
     argv = [f"--config={QUICKSTART}:tiny", "--topology=v5e:2x2", *split, *sizes, *heads]
     run = compiled(*argv, "--json")

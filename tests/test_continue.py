@@ -84,6 +84,7 @@ def test_keys_that_change_nothing_of_the_result_may_change(finished):
     assert workdir.check(runs.config(finished.cache / "elsewhere", **free)) == len(TASKS)
 
 
+@pytest.mark.slow
 def test_a_new_stream_with_old_experience(finished, tmp_path):
     workdir = tmp_path / "run"
     config = runs.config(finished.cache, stream__tasks=f"worlds:{THIRD}", learner__steps="1")
@@ -124,6 +125,7 @@ def test_experience_of_another_shape_of_policy(finished, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_isolated_learner_forgets_everything(finished, tmp_path):
     workdir = tmp_path / "run"
     config = runs.config(finished.cache, stream__experience="isolated", learner__steps="1")

@@ -19,7 +19,7 @@ from streamsynth.learner import advantages, objective
 from streamsynth.learner.balance import Balance
 from streamsynth.learner.update import FLOORS, PARTS, assess
 from streamsynth.policy.logprobs import group_logprobs
-from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.policy.transformer import Transformer, TransformerConfig
 from streamsynth.pytrees import Prompts, Scores
 from streamsynth.stream import replay
 
@@ -260,7 +260,7 @@ def test_the_replayed_loss_is_unbiased_without_truncation(capsys):
         TransformerConfig(vocab_size=4, width=8, layers=1, heads=2, kv_heads=1, head_width=4, mlp_width=8)
     )
     pi, mu = (
-        {"params": jax.tree.map(lambda leaf: 2.0 * leaf, init_params(model.config, jax.random.key(seed)))}
+        {"params": jax.tree.map(lambda leaf: 2.0 * leaf, tiny.fresh_params(model.config, seed))}
         for seed in (1, 2)
     )
     tokens = np.array(list(itertools.product(range(4), repeat=2)), np.int32)

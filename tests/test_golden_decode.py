@@ -14,6 +14,8 @@ from streamsynth.policy.rollout import prefill, rollout
 from streamsynth.policy.transformer import Transformer, empty_cache
 from streamsynth.pytrees import Prompts
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 
 def as_prompts(tokens, lengths):
     mask = np.arange(tokens.shape[1]) < lengths[:, None]

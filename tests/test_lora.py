@@ -28,7 +28,9 @@ from streamsynth.policy.families import FAMILIES, own_config
 from streamsynth.policy.logprobs import group_logprobs
 from streamsynth.policy.lora import MODULES, LoraConfig, init_adapter, merge
 from streamsynth.policy.rollout import rollout
-from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.policy.transformer import Transformer, TransformerConfig
+
+pytestmark = pytest.mark.usefixtures("quick_xla")
 
 B, G, P, T = 2, 2, 6, 5
 LORA = LoraConfig(rank=2, alpha=6.0)
@@ -48,7 +50,7 @@ each_network = pytest.mark.parametrize(
 @functools.cache
 def base_of(config):
     """Its parameters."""
-    return init_params(config, jax.random.key(0))
+    return tiny.fresh_params(config)
 
 
 def moved(adapter, seed=0):
@@ -121,7 +123,7 @@ def test_merging_by_hand():
 @each_network
 def test_only_named_projections_have_an_adapter(config):
     named = LoraConfig(rank=3, alpha=1.0, modules=("query", "down"))
-    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: tiny.fresh_params(config))
     adapter = traverse_util.flatten_dict(init_adapter(named, shapes, jax.random.key(1)))
     flat = traverse_util.flatten_dict(shapes).items()
     kernels = {path: leaf.shape for path, leaf in flat if {"query", "down"} & {*path}}
@@ -148,10 +150,10 @@ def test_an_adapter_follows_from_its_key():
     assert (tiny.flat(one) != tiny.flat(other)).any()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_learning_moves_the_adapter_alone(dtype):
     config = dataclasses.replace(NETWORKS[1], param_dtype=dtype, compute_dtype=dtype)
-    frozen = {"params": init_params(config, jax.random.key(0))}
+    frozen = {"params": tiny.fresh_params(config)}
     before = jax.device_get(frozen)
     params = {"lora": init_adapter(LORA, frozen["params"], jax.random.key(1))}
     start = jax.device_get(params)
@@ -174,7 +176,7 @@ def test_learning_moves_the_adapter_alone(dtype):
 def test_a_base_of_low_precision_keeps_its_dtype_when_it_takes_the_adapter_in():
     """The sum is made in float32 and rounded once: a part below the kernel's spacing is not lost before."""
     config = dataclasses.replace(NETWORKS[2], param_dtype="bfloat16")
-    base = init_params(config, jax.random.key(0))
+    base = tiny.fresh_params(config)
     adapter = jax.tree.map(lambda leaf: 0.05 * leaf, moved(init_adapter(LORA, base, jax.random.key(1))))
     wide = merge(LORA, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), base), adapter)
     merged = merge(LORA, base, adapter)

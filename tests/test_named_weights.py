@@ -76,6 +76,7 @@ def run(folders, tmp_path_factory, quick_xla):
     return workdir, before, results
 
 
+@pytest.mark.slow
 def test_the_adapter_is_trained_and_the_base_is_not(run, folders):
     workdir, before, results = run
     assert content_hash(folders[0]) == before
@@ -90,12 +91,14 @@ def test_the_adapter_is_trained_and_the_base_is_not(run, folders):
     assert results["tasks"] == ["yelp5", "amazon5"]
 
 
+@pytest.mark.slow
 def test_the_tuning_is_measured_on_examples_that_are_held_out(run):
     rows = [row for row in runs.read_jsonl(run[0] / "metrics.jsonl") if "supervised/held_out" in row]
     assert [row["task"] for row in rows] == ["yelp5", "amazon5"]
     assert all(row["supervised/held_out"] < row["supervised/held_out_before"] for row in rows)
 
 
+@pytest.mark.slow
 def test_what_is_tuned_to_comes_of_prompts_without_the_held_out_examples(run, folders):
     config = config_of(folders)
     for task in assemble.load_tasks(config):
@@ -107,6 +110,7 @@ def test_what_is_tuned_to_comes_of_prompts_without_the_held_out_examples(run, fo
             assert shown and shown <= tuned
 
 
+@pytest.mark.slow
 def test_exports_are_the_trained_policy(run, folders, tmp_path):
     workdir = run[0]
     api.export(workdir, tmp_path / "merged")
@@ -130,6 +134,7 @@ def test_exports_are_the_trained_policy(run, folders, tmp_path):
         api.export(workdir, tmp_path / "merged")
 
 
+@pytest.mark.slow
 def test_the_exported_policy_in_transformers(run, folders, tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     peft = pytest.importorskip("peft")

@@ -11,6 +11,8 @@ from streamsynth.learner.objective import Fresh, ObjectiveConfig, Replayed
 from streamsynth.policy.logprobs import group_logprobs, read_group
 from streamsynth.stream.replay import effective_sample_size
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 N, P, T = 8, 4, 5
 TEMPERATURE = np.float32(0.9)
 LOW, HIGH = ObjectiveConfig().choices.clip_low, ObjectiveConfig().choices.clip_high

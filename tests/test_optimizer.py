@@ -20,6 +20,8 @@ from streamsynth.learner.optimizer import OPTIMIZERS, SCHEDULES, make_optimizer
 from streamsynth.learner.supervised import SupervisedBatch, supervised_step
 from streamsynth.policy.transformer import Transformer, init_params
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 
 def small_params(dtype=jnp.float32):
     """The names that matter: kernels, an embedding, gains, biases; in layers as scanning stacks them."""

@@ -18,10 +18,12 @@ from streamsynth.policy.transformer import (
     RMSNorm,
     Transformer,
     TransformerConfig,
-    init_params,
     logical_axes,
+    param_shapes,
 )
 from streamsynth.pytrees import Prompts
+
+pytestmark = pytest.mark.usefixtures("quick_xla")
 
 CONFIG = TransformerConfig(vocab_size=61, width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp_width=48)
 EOS = 2
@@ -29,7 +31,7 @@ EOS = 2
 
 @pytest.fixture(scope="module")
 def params():
-    return {"params": init_params(CONFIG, jax.random.key(0))}
+    return {"params": tiny.fresh_params(CONFIG)}
 
 
 def make_prompts(rng, batch, length, vocab=61):
@@ -61,7 +63,7 @@ def test_shared_prompt_equals_repeated_prompt_in_values_and_gradients(params):
 
 def test_every_parameter_has_logical_axes():
     axes = logical_axes(CONFIG)
-    shapes = jax.eval_shape(lambda: init_params(CONFIG, jax.random.key(0)))
+    shapes = param_shapes(CONFIG)
     flat = jax.tree.leaves(axes, is_leaf=lambda x: isinstance(x, jax.sharding.PartitionSpec))
     assert [len(spec) for spec in flat] == [leaf.ndim for leaf in jax.tree.leaves(shapes)]
     assert all(name is not None for spec in flat for name in spec)
@@ -88,7 +90,7 @@ def test_training_never_makes_all_logits():
     config = TransformerConfig(
         vocab_size=4096, width=16, layers=1, heads=2, kv_heads=1, head_width=8, mlp_width=16
     )
-    params = {"params": init_params(config, jax.random.key(0))}
+    params = {"params": tiny.fresh_params(config)}
     prompts = make_prompts(np.random.default_rng(0), 8, 4, 4096)
     tokens, mask = np.ones((64, 32), np.int32), np.ones((64, 32), bool)
 
@@ -126,7 +128,7 @@ def test_no_two_samples_of_a_run_share_their_randomness():
     config = TransformerConfig(
         vocab_size=64, width=8, layers=1, heads=1, kv_heads=1, head_width=8, mlp_width=8
     )
-    params = {"params": jax.tree.map(jnp.zeros_like, init_params(config, jax.random.key(0)))}
+    params = {"params": jax.tree.map(jnp.zeros_like, tiny.fresh_params(config))}
     prompts = make_prompts(np.random.default_rng(0), 8, 3, 64)
     seen = []
     for step in range(5):

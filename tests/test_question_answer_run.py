@@ -13,6 +13,8 @@ from streamsynth.tasks import files
 from streamsynth.tasks.question_answer import normalise_number
 from streamsynth.tasks.splits import normalise
 
+pytestmark = pytest.mark.slow
+
 
 def load(folder, examples_per_label):
     return files.load_task(str(folder), examples_per_label=examples_per_label)

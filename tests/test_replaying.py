@@ -14,7 +14,10 @@ from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import new_state
 from streamsynth.learner.update import FLOORS, update
+from streamsynth.policy.transformer import init_params
 from streamsynth.pytrees import Rollouts, Scores
+
+pytestmark = pytest.mark.usefixtures("quick_xla")
 
 LABELS = (2, 3, 2)  # of three tasks
 B, G, P, T, D, SIZE = 4, 2, 3, 3, 4, 8
@@ -245,7 +248,7 @@ def test_a_batch_of_none_teaches_nothing(state):
     advantage = rng.normal(size=N).astype(np.float32)
     fresh = Fresh(tiny.prompts(rng, B, P), tokens, mask, behaviour, behaviour, advantage)
     objective = ObjectiveConfig(cloning_weight=0.5, chunk=16)
-    jitted = jax.jit(gradients, static_argnums=(0, 6))
+    jitted = tiny.quick_jit(gradients, static_argnums=(0, 6))
     with_none, figures = jitted(tiny.MODEL, tiny.params(), {}, fresh, batch, np.float32(1.0), objective)
     without, _ = jitted(tiny.MODEL, tiny.params(), {}, fresh, None, np.float32(1.0), objective)
     np.testing.assert_allclose(tiny.flat(with_none), tiny.flat(without), rtol=1e-5, atol=1e-8)
@@ -267,6 +270,8 @@ def test_sigma_has_its_floor(state):
 def test_an_update_with_replay_goes_another_way_than_one_without(config, state):
     """And what it adds makes the replayed samples with a positive advantage likelier."""
     rng = np.random.default_rng(5)
+    fresh_network = init_params(tiny.CONFIG, jax.random.key(0))
+    before = {"params": jax.tree.map(lambda leaf: 2.0 * leaf, fresh_network)}
     tokens, mask = tiny.completions(rng, N, T)
     behaviour = np.where(mask, -3.0, 0.0).astype(np.float32)
     fresh = Fresh(
@@ -277,7 +282,7 @@ def test_an_update_with_replay_goes_another_way_than_one_without(config, state):
     batch = batch.replace(advantage=np.where(batch.valid, 1.0, 0.0).astype(np.float32))
 
     def step(replayed):
-        params = jax.tree.map(jnp.array, tiny.params())
+        params = jax.tree.map(jnp.array, before)
         return update(
             tiny.MODEL,
             optimizer,
@@ -293,7 +298,7 @@ def test_an_update_with_replay_goes_another_way_than_one_without(config, state):
     with_replay, _, metrics = step(batch)
     without, _, off = step(batch.replace(valid=np.zeros(SIZE, bool)))
     assert metrics["replay/gradient_share"] == 1.0 and off["replay/gradient_share"] == 0.0
-    np.testing.assert_array_equal(tiny.flat(without), tiny.flat(tiny.params()))
+    np.testing.assert_array_equal(tiny.flat(without), tiny.flat(before))
     assert (tiny.flat(with_replay) != tiny.flat(without)).mean() > 0.5
     _, _, after = update(
         tiny.MODEL,

@@ -19,6 +19,8 @@ from streamsynth.feedback.reward import Reward, make_reward, measure
 from streamsynth.policy.logprobs import group_logprobs
 from streamsynth.stream.markers import MarkerFormat
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 
 def context_of(task, prompt_length=96):
     return judge_context(tiny.policy(), MarkerFormat(tiny.tokenizer(), prompt_length, 24), task)

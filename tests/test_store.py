@@ -15,7 +15,7 @@ from streamsynth.policy.families import family_config
 from streamsynth.policy.lora import LoraConfig
 from streamsynth.policy.store import has_policy, load_policy, named_weights, save_policy
 from streamsynth.policy.tokenizer import train_tokenizer
-from streamsynth.policy.transformer import Transformer, init_params
+from streamsynth.policy.transformer import Transformer
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import worlds
 
@@ -112,9 +112,7 @@ def test_all_that_a_network_may_be_comes_back(tmp_path):
         tied_embeddings=False,
         **tiny.SHAPE,
     )
-    policy = dataclasses.replace(
-        tiny.policy(), model=Transformer(config), params=init_params(config, jax.random.key(0))
-    )
+    policy = dataclasses.replace(tiny.policy(), model=Transformer(config), params=tiny.fresh_params(config))
     save_policy(tmp_path / "policy", policy)
     same(load_policy(tmp_path / "policy"), policy)
 

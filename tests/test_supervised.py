@@ -13,7 +13,12 @@ from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.supervised import SupervisedBatch, supervised_loss, supervised_step
 from streamsynth.policy.logprobs import read_group
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 B, G, P, T = 3, 2, 6, 5
+# Op by op each of them would compile for seconds.
+quick_loss = tiny.quick_jit(supervised_loss, static_argnums=(0, 4, 5))
+quick_hidden = tiny.quick_jit(read_group, static_argnums=0)
 
 
 def batch():
@@ -34,8 +39,8 @@ def by_hand(hidden, tokens, mask, temperature):
 @pytest.mark.parametrize("temperature", [1.0, 0.65])
 def test_the_loss_is_that_of_the_policy_as_it_samples(temperature):
     data = batch()
-    loss, metrics = supervised_loss(tiny.MODEL, tiny.params(), data, np.float32(temperature), 0.5, 4)
-    hidden = read_group(tiny.MODEL, tiny.params(), data.prompts, data.tokens)
+    loss, metrics = quick_loss(tiny.MODEL, tiny.params(), data, np.float32(temperature), 0.5, 4)
+    hidden = quick_hidden(tiny.MODEL, tiny.params(), data.prompts, data.tokens)
     completion = by_hand(hidden.before, data.tokens, data.mask, temperature)
     prompts = data.prompts
     prompt = by_hand(hidden.prompt[:, :-1], prompts.tokens[:, 1:], prompts.mask[:, 1:], temperature)
@@ -47,7 +52,7 @@ def test_the_loss_is_that_of_the_policy_as_it_samples(temperature):
 def test_padding_says_nothing():
     data = batch()
     other = data.replace(tokens=np.where(data.mask, data.tokens, 7).astype(np.int32))
-    losses = [supervised_loss(tiny.MODEL, tiny.params(), d, 1.0, 1.0, 4)[0] for d in (data, other)]
+    losses = [quick_loss(tiny.MODEL, tiny.params(), d, 1.0, 1.0, 4)[0] for d in (data, other)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 

@@ -14,6 +14,8 @@ from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.update import FLOORS, PARTS, assess, update
 from streamsynth.pytrees import Scores
 
+pytestmark = pytest.mark.usefixtures("quick_xla")
+
 LABELS, D, RIDGE = 2, 3, 0.1
 
 

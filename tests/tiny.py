@@ -11,7 +11,7 @@ import numpy as np
 
 from streamsynth.policy.store import Policy
 from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
-from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params
+from streamsynth.policy.transformer import Transformer, TransformerConfig, param_shapes
 from streamsynth.pytrees import Prompts
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import worlds
@@ -26,10 +26,26 @@ CONFIG = TransformerConfig(vocab_size=VOCAB, **SHAPE)
 MODEL = Transformer(CONFIG)
 
 
+def fresh_params(config: TransformerConfig, seed: int = 0) -> Any:
+    """Parameters as `init_params` draws them, by numpy: its program takes seconds to compile, each time."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = path[-1].key
+        if name in ("scale", "bias"):
+            drawn = np.full(leaf.shape, 1.0 - config.norm_offset if name == "scale" else 0.0)
+        else:
+            inputs = config.width if name in ("embedding", "head") else leaf.shape[-2]
+            drawn = rng.normal(size=leaf.shape) * inputs**-0.5
+        return jnp.asarray(drawn.astype(leaf.dtype))
+
+    return jax.tree_util.tree_map_with_path(draw, param_shapes(config))
+
+
 @functools.cache
 def params(seed: int = 0):
     """The network's variables, large enough that the distributions are far from uniform."""
-    return {"params": jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(seed)))}
+    return {"params": jax.tree.map(lambda leaf: 2.0 * leaf, fresh_params(CONFIG, seed))}
 
 
 def prompts(rng: np.random.Generator, batch: int, length: int) -> Prompts:
@@ -66,7 +82,7 @@ def world_task(name: str = "bank_1", examples_per_label: int = 8) -> Task:
 def policy() -> Policy:
     """An untrained policy with that tokenizer."""
     config = TransformerConfig(vocab_size=tokenizer().vocab_size, **SHAPE)
-    return Policy(Transformer(config), init_params(config, jax.random.key(0)), tokenizer(), "tiny")
+    return Policy(Transformer(config), fresh_params(config), tokenizer(), "tiny")
 
 
 def stack_layers(params: Any, config: TransformerConfig) -> Any:
