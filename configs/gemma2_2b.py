@@ -12,9 +12,9 @@ cores.
 
 On a pod, `pod=v5e:4x4` trains the whole network, with float32 copies of its bfloat16 parameters in the
 optimizer, on 512 samples a step, prompts of 1536 and completions of 256 tokens. Parameters, snapshots and
-the optimizer's state take 2.8 of 15.75 GiB of a chip of v5e:4x4, by count; what the programs take beside
-them, and whether they fit, says `streamsynth compile --config=configs/gemma2_2b.py:pod=v5e:4x4
---topology=v5e:4x4`.
+the optimizer's state take 2.8 of 15.75 GiB of a chip of v5e:4x4, by count, and the update 8.1 GiB with all
+that a run keeps beside it, compiled without a TPU and not run. The other programs have not been compiled:
+`streamsynth compile --config=configs/gemma2_2b.py:pod=v5e:4x4 --topology=v5e:4x4`.
 """
 
 from streamsynth.config import parse_arg
