@@ -19,8 +19,6 @@ from streamsynth.learner.supervised import SupervisedBatch, supervised_step
 from streamsynth.policy.logprobs import TokenStatistics, sequence_logprobs
 from streamsynth.policy.microbatches import filled, join, split
 
-pytestmark = pytest.mark.usefixtures("quick_xla")
-
 B, G, P, T, M = 4, 2, 4, 5, 7
 N = B * G
 TEMPERATURE = np.float32(0.8)
