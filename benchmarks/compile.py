@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import pathlib
+import subprocess
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "compile"
@@ -36,13 +37,16 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     if (known.get("config_hash"), known.get("versions")) != (digest, versions()):
         known = {}
+    commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     names = program_names(config, topology)
     for program in names:
         programs = known.get("programs", [])
         if program in [one["name"] for one in programs] or (only and program not in only):
             continue
         found = compile_run(config, topology, flag, (program,))
-        programs, advice = programs + found["programs"], known.get("advice", []) + found["advice"]
+        # Later programs may be of a later commit.
+        new = [{**one, "commit": commit} for one in found["programs"]]
+        programs, advice = programs + new, known.get("advice", []) + found["advice"]
         known = {
             "command": f"streamsynth compile --config={flag} --topology={topology} --json",
             "config_hash": digest,

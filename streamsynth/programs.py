@@ -375,8 +375,7 @@ class _Run:
         return self._array("rollouts", jnp.float32, batch.completions, batch.completion_length)
 
     def _keys(self, batch: Batch) -> jax.ShapeDtypeStruct:
-        kind = jax.eval_shape(jax.random.key, 0).dtype
-        return self._array("keys", kind, batch.completions)
+        return self._array("keys", jax.eval_shape(jax.random.key, 0).dtype, batch.completions)
 
 
 _SCALAR = jax.ShapeDtypeStruct((), jnp.float32)

@@ -123,9 +123,11 @@ def test_an_unknown_pod():
         config.load(f"{ROOT / 'configs' / 'gemma2_9b.py'}:pod=v5e:8x8")
 
 
-# They take long and go one path but for their family's layers; `test_named_weights` takes it every time.
-@pytest.mark.slow
-@pytest.mark.parametrize("name", PRETRAINED)
+# They take long and go one path but for their family's layers: the others are slow tests.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name == "qwen3_4b" else pytest.mark.slow) for name in PRETRAINED],
+)
 def test_the_tiny_run_of_a_pretrained_policy(name, tmp_path, tmp_path_factory, quick_xla):
     """A small policy of the family, from nothing to the report."""
     cache = tmp_path_factory.getbasetemp() / "tiny-policies"

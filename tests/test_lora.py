@@ -28,7 +28,7 @@ from streamsynth.policy.families import FAMILIES, own_config
 from streamsynth.policy.logprobs import group_logprobs
 from streamsynth.policy.lora import MODULES, LoraConfig, init_adapter, merge
 from streamsynth.policy.rollout import rollout
-from streamsynth.policy.transformer import Transformer, TransformerConfig
+from streamsynth.policy.transformer import Transformer, TransformerConfig, param_shapes
 
 pytestmark = pytest.mark.usefixtures("quick_xla")
 
@@ -123,7 +123,7 @@ def test_merging_by_hand():
 @each_network
 def test_only_named_projections_have_an_adapter(config):
     named = LoraConfig(rank=3, alpha=1.0, modules=("query", "down"))
-    shapes = jax.eval_shape(lambda: tiny.fresh_params(config))
+    shapes = param_shapes(config)
     adapter = traverse_util.flatten_dict(init_adapter(named, shapes, jax.random.key(1)))
     flat = traverse_util.flatten_dict(shapes).items()
     kernels = {path: leaf.shape for path, leaf in flat if {"query", "down"} & {*path}}

@@ -14,7 +14,6 @@ from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.replaying import remember, replayed_batch, samples_of
 from streamsynth.learner.state import new_state
 from streamsynth.learner.update import FLOORS, update
-from streamsynth.policy.transformer import init_params
 from streamsynth.pytrees import Rollouts, Scores
 
 pytestmark = pytest.mark.usefixtures("quick_xla")
@@ -270,8 +269,7 @@ def test_sigma_has_its_floor(state):
 def test_an_update_with_replay_goes_another_way_than_one_without(config, state):
     """And what it adds makes the replayed samples with a positive advantage likelier."""
     rng = np.random.default_rng(5)
-    fresh_network = init_params(tiny.CONFIG, jax.random.key(0))
-    before = {"params": jax.tree.map(lambda leaf: 2.0 * leaf, fresh_network)}
+    before = tiny.initial_params()
     tokens, mask = tiny.completions(rng, N, T)
     behaviour = np.where(mask, -3.0, 0.0).astype(np.float32)
     fresh = Fresh(

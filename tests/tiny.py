@@ -11,7 +11,7 @@ import numpy as np
 
 from streamsynth.policy.store import Policy
 from streamsynth.policy.tokenizer import MarkerTokenizer, train_tokenizer
-from streamsynth.policy.transformer import Transformer, TransformerConfig, param_shapes
+from streamsynth.policy.transformer import Transformer, TransformerConfig, init_params, param_shapes
 from streamsynth.pytrees import Prompts
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.tasks import worlds
@@ -46,6 +46,12 @@ def fresh_params(config: TransformerConfig, seed: int = 0) -> Any:
 def params(seed: int = 0):
     """The network's variables, large enough that the distributions are far from uniform."""
     return {"params": jax.tree.map(lambda leaf: 2.0 * leaf, fresh_params(CONFIG, seed))}
+
+
+@functools.cache
+def initial_params():
+    """The same as the network itself draws them."""
+    return {"params": jax.tree.map(lambda leaf: 2.0 * leaf, init_params(CONFIG, jax.random.key(0)))}
 
 
 def prompts(rng: np.random.Generator, batch: int, length: int) -> Prompts:

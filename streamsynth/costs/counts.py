@@ -17,6 +17,7 @@ import math
 
 import jax.numpy as jnp
 
+from streamsynth.policy.chunks import chunk_size
 from streamsynth.policy.transformer import TransformerConfig
 
 
@@ -194,9 +195,9 @@ def optimizer_step(trained: int, param_bytes: int, state_bytes: int) -> Costs:
 
 
 def chunk_positions(positions: int, chunk: int) -> int:
-    """Positions whose logits are computed, where they are taken at most `chunk` at a time, all alike."""
-    chunks = math.ceil(positions / chunk)
-    return math.ceil(positions / chunks) * chunks
+    """Positions whose logits are computed, at most `chunk` at a time: the last chunk is filled."""
+    size = chunk_size(positions, chunk)
+    return math.ceil(positions / size) * size
 
 
 def network_weights(config: TransformerConfig) -> int:

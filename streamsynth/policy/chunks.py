@@ -153,10 +153,15 @@ def _logits(config: TransformerConfig, temperature: Array, hidden: Array, head: 
     return project(config, hidden, head).astype(jnp.float32) / temperature
 
 
+def chunk_size(positions: int, chunk: int) -> int:
+    """Positions in each of as few chunks as there may be of at most `chunk`, all alike."""
+    return math.ceil(positions / math.ceil(positions / chunk))
+
+
 def _chunked(chunk: int, x: Array) -> Array:
-    """[n, T, ...] as [chunks, size, ...], as few as there may be and alike, with zeros behind the last."""
+    """[n, T, ...] as [chunks, size, ...], with zeros behind the last."""
     flat = x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
-    size = math.ceil(len(flat) / math.ceil(len(flat) / chunk))
+    size = chunk_size(len(flat), chunk)
     extra = -len(flat) % size
     flat = jnp.pad(flat, [(0, extra), *[(0, 0)] * (flat.ndim - 1)])
     return flat.reshape(-1, size, *flat.shape[1:])
