@@ -134,8 +134,6 @@ def test_memory_is_that_of_a_part(batch):
             .lower(params, fresh)
             .compile({"xla_backend_optimization_level": 0})
         )
-        found.append(
-            (compiled.memory_analysis().temp_size_in_bytes, compiled(params, fresh)[0])
-        )
+        found.append((compiled.memory_analysis().temp_size_in_bytes, compiled(params, fresh)[0]))
     assert found[1][0] < 0.3 * found[0][0]
     np.testing.assert_allclose(tiny.flat(found[1][1]), tiny.flat(found[0][1]), atol=1e-5)
