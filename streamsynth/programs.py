@@ -18,8 +18,7 @@ from jax.sharding import Mesh
 from streamsynth.assemble import check_microbatches, scheduler_config
 from streamsynth.costs import counts
 from streamsynth.costs.counts import Batch, Costs
-from streamsynth.feedback.judge import label_loglikelihood
-from streamsynth.feedback.reward import JUDGED_TEXTS
+from streamsynth.feedback import judge
 from streamsynth.learner.objective import Fresh, Replayed, objective_config
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.state import new_buffer
@@ -236,7 +235,9 @@ class _Run:
             function=sequence_logprobs,
             args=(self.model, policy, self._prompts(batch), *self._texts(batch), _SCALAR),
             kwargs=dict(chunk=self.config.objective.chunk, microbatches=self.microbatches),
-            costs=counts.logprobs(self.network, batch, self._positions(batch, self.microbatches)),
+            costs=counts.logprobs(
+                self.network, batch, self._positions(batch, self.microbatches), self.microbatches
+            ),
             beside=self.beside("reference", "frozen"),
         )
 
@@ -311,15 +312,15 @@ class _Run:
 
     def judge(self, batch: Batch) -> Program:
         """The label posterior of the base policy, for one label: all texts are read after its prompt."""
-        count = min(batch.completions, JUDGED_TEXTS)
-        texts = self.sized(1, count)
+        texts, parts = self.sized(1, batch.completions), judge.parts(batch.completions)
+        read = dataclasses.replace(texts, prompts=parts, samples=-(-texts.samples // parts))
         return Program(
             name="judge, a label",
             shapes=_named(texts),
-            function=label_loglikelihood,
+            function=judge.label_loglikelihood,
             args=(self.model, self._base(), self._prompts(texts), *self._texts(texts)),
             kwargs=dict(chunk=self.config.objective.chunk),
-            costs=counts.logprobs(self.network, texts, self._positions(texts)),
+            costs=counts.logprobs(self.network, read, self._positions(read, parts), parts),
             beside=self.beside("base", "frozen"),
         )
 

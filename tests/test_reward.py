@@ -63,19 +63,16 @@ def test_a_text_that_is_twice_among_the_examples_is_not_held_back():
     assert not shown_texts(context.prompts) & {e.text for e in context.held_back}
 
 
-def test_many_texts_are_read_in_pieces_with_the_same_verdicts(context, monkeypatch):
-    texts = [e.text for e in context.held_back][:7]
-    tokens, mask = context.encode(texts)
-    label = np.arange(len(texts), dtype=np.int32) % len(context.task.labels)
-    whole, read = reward_lib._posterior(context)(texts, label, tokens, mask), []
-    monkeypatch.setattr(reward_lib, "JUDGED_TEXTS", 3)
-    judge = reward_lib._posterior(context)
-    original = judge_lib.label_loglikelihood
-    monkeypatch.setattr(
-        judge_lib, "label_loglikelihood", lambda *a, **k: read.append(a[3].shape[0]) or original(*a, **k)
+def test_many_texts_are_read_in_parts_with_the_same_verdicts(context):
+    policy, (tokens, mask) = tiny.policy(), context.encode([e.text for e in context.held_back][:7])
+    at_once, in_parts = (
+        judge_lib.label_loglikelihood(
+            policy.model, policy.variables, context.prompts, tokens, mask, at_a_time=count
+        )
+        for count in (7, 3)
     )
-    np.testing.assert_allclose(judge(texts, label, tokens, mask), whole, rtol=1e-4, atol=1e-6)
-    assert read == [3, 3, 3]
+    assert judge_lib.parts(7, 3) == 3
+    np.testing.assert_allclose(in_parts, at_once, rtol=1e-5, atol=1e-4)
 
 
 def test_loglikelihood_is_that_of_each_text_read_alone(context):

@@ -18,6 +18,7 @@ _SCRIPT = """
     import jax, jax.numpy as jnp, numpy as np
     import draws, tiny
     from streamsynth.feedback import diversity
+    from streamsynth.feedback.judge import label_loglikelihood
     from streamsynth.keys import sample_keys
     from streamsynth.learner.objective import Fresh, ObjectiveConfig, Replayed, gradients
     from streamsynth.learner.supervised import SupervisedBatch, supervised_loss
@@ -52,6 +53,10 @@ _SCRIPT = """
             return {"logprobs": forced.logprobs, "entropy": forced.entropy, "gradients": grads, **metrics}
         return learned
 
+    # Labels and texts of numbers that no mesh divides, in parts.
+    def judge(params, prompts, tokens, mask):
+        return {"judged": label_loglikelihood(model, params, prompts, tokens, mask, chunk=7, at_a_time=4)}
+
     def credit(archive, e, label):
         own, baseline = diversity.credit(archive, e, label)
         marginal = diversity.marginal(archive, e, label, (np.arange(N) % 2 == 0).astype(np.float32))
@@ -72,6 +77,7 @@ _SCRIPT = """
         tiny.prompts(rng, M, P), tokens, mask, np.where(mask, -3 + noise(M, 0.5), 0),
         rng.normal(size=M).astype(np.float32), rng.random(M) < 0.5, np.arange(M) < M - 1,
     )
+    read = (tiny.prompts(rng, 3, P), tokens, mask)
     features = rng.normal(size=(N, D)).astype(np.float32)
     e = features / np.linalg.norm(features, axis=1, keepdims=True) * rng.random((N, 1)).astype(np.float32)
     label = rng.integers(K, size=N).astype(np.int32)
@@ -84,6 +90,7 @@ _SCRIPT = """
     expected = jax.device_get({
         **compiled(learn(1), params, fresh, replayed)(params, fresh, replayed),
         **compiled(credit, archive, e, label)(archive, e, label),
+        **compiled(judge, params, *read)(params, *read),
     })
     assert {"loss/policy", "loss/kl", "replay/loss", "replay/cloning"} <= expected.keys()
     def distance(found, wanted):
@@ -120,7 +127,11 @@ _SCRIPT = """
             asked = jax.device_put((prompts, keys), rows)
             program = compiled(learn(parts), placed, *batch)
             one = (jax.device_put(archive, whole), *jax.device_put((e, label), rows))
-            got = {**program(placed, *batch), **compiled(credit, *one)(*one)}
+            texts = jax.device_put(read, whole)
+            got = {
+                **program(placed, *batch), **compiled(credit, *one)(*one),
+                **compiled(judge, placed, *texts)(placed, *texts),
+            }
             again = jax.device_get(compiled(write, placed, *asked)(placed, *asked))
         kernel, gradient = (
             tree["params"]["layers_0"]["query"]["kernel"] for tree in (placed, got["gradients"])

@@ -157,10 +157,10 @@ def _pair_bytes(config: TransformerConfig) -> int:
     return 2 * config.kv_heads * config.head_width * _size(config.compute_dtype)
 
 
-def logprobs(config: TransformerConfig, batch: Batch, positions: int) -> Costs:
-    """Teacher forcing without gradient, and the logits of so many positions."""
+def logprobs(config: TransformerConfig, batch: Batch, positions: int, microbatches: int = 1) -> Costs:
+    """Teacher forcing without gradient of one batch cut into so many, and the logits of so many positions."""
     flops = read_prompts(config, batch) + read_completions(config, batch) + head(config, positions)
-    return Costs(flops, weight_bytes=float(network_bytes(config)))
+    return Costs(flops, weight_bytes=float(microbatches * network_bytes(config)))
 
 
 def gradient(config: TransformerConfig, batch: Batch, positions: int, microbatches: int = 1) -> Costs:

@@ -7,6 +7,7 @@ texts of a label from texts of the other labels scales its weight, and a judge a
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,9 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from streamsynth.policy.logprobs import group_logprobs
+from streamsynth.policy.microbatches import filled, mapped
 from streamsynth.policy.transformer import Transformer
 from streamsynth.pytrees import Array, Prompts
 from streamsynth.tasks.task import Task
+
+# What a judge reads at one time: a data set of texts, times the labels, would not fit in memory.
+TEXTS_AT_A_TIME = 256
 
 
 def verifier(task: Task, texts: Sequence[str], label: np.ndarray) -> np.ndarray:
@@ -26,7 +31,7 @@ def verifier(task: Task, texts: Sequence[str], label: np.ndarray) -> np.ndarray:
     return np.array([task.verifier(t, names[k]) for t, k in zip(texts, label, strict=True)], np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "chunk"))
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "at_a_time"))
 def label_loglikelihood(
     model: Transformer,
     variables: Any,
@@ -35,6 +40,7 @@ def label_loglikelihood(
     mask: Array,
     *,
     chunk: int = 1024,
+    at_a_time: int = TEXTS_AT_A_TIME,
 ) -> Array:
     """log p_ref(text | prompt of the label), [N, K] float32, summed over each text's tokens.
 
@@ -42,15 +48,28 @@ def label_loglikelihood(
       model, variables: the frozen reference policy.
       prompts: K prompts, one a label, in the order of the labels.
       tokens, mask: [N, T] texts with their ends.
+      chunk: positions whose logits exist at one time on a device.
+      at_a_time: texts that are read at one time.
     """
+    count = parts(len(tokens), at_a_time)
+    texts = filled((tokens, mask), count)
 
-    # One label at a time: its prompt is read once, and all N texts are its group. All labels at once would
+    # One label at a time: its prompt is read once, and the texts are its group. All labels at once would
     # take K times the memory, and their number is seldom a multiple of the devices.
     def of_label(prompt: Prompts) -> Array:
         alone = jax.tree.map(lambda leaf: leaf[None], prompt)
-        return group_logprobs(model, variables, alone, tokens, mask, 1.0, chunk).logprobs.sum(-1)
+
+        def of_texts(part: tuple[Array, Array]) -> Array:
+            return group_logprobs(model, variables, alone, *part, 1.0, chunk).logprobs.sum(-1)
+
+        return mapped(of_texts, texts, len(texts[0]), count)[: len(tokens)]
 
     return jax.lax.map(of_label, prompts).T
+
+
+def parts(count: int, at_a_time: int = TEXTS_AT_A_TIME) -> int:
+    """How many parts, one after another, so many texts are read in."""
+    return math.ceil(count / at_a_time)
 
 
 def posterior(loglikelihood: Array, label: Array) -> Array:

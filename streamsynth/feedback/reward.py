@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -48,9 +47,6 @@ class JudgeContext:
     encoder: Encoder | None = None
 
 
-# What the posterior reads at one time: a data set of texts, times the labels, would not fit in memory.
-JUDGED_TEXTS = 256
-
 
 class Judge(Protocol):
     """[N] float32 in [0, 1] from texts, the labels asked for [N], and the texts' tokens and mask [N, T].
@@ -85,19 +81,7 @@ def _posterior(context: JudgeContext) -> Judge:
     c = context
 
     def loglikelihood(tokens: Array, mask: Array) -> Array:
-        """[N, K], of `JUDGED_TEXTS` texts at a time: each is read once for every label."""
-        count, size = tokens.shape[0], JUDGED_TEXTS
-        if count <= size:
-            return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask, chunk=c.chunk)
-        rest = ((0, -count % size), (0, 0))
-        tokens, mask = jnp.pad(tokens, rest), jnp.pad(mask, rest)
-        found = [
-            judge_lib.label_loglikelihood(
-                c.model, c.base, c.prompts, tokens[i : i + size], mask[i : i + size], chunk=c.chunk
-            )
-            for i in range(0, count, size)
-        ]
-        return jnp.concatenate(found)[:count]
+        return judge_lib.label_loglikelihood(c.model, c.base, c.prompts, tokens, mask, chunk=c.chunk)
 
     label = np.array([c.task.labels.index(example.label) for example in c.held_back], np.int32)
     tokens, mask = c.encode([example.text for example in c.held_back])
