@@ -29,35 +29,40 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
     """Completes the report of one pod, by the programs of `only` or all."""
     from streamsynth import config as config_lib
     from streamsynth.compile import compile_run, program_names, versions
+    from streamsynth.runtime.files import atomic_write
 
     flag = f"configs/{name}.py:pod={topology}"
     config = config_lib.load(str(ROOT / flag))
     digest = config_lib.content_hash(config)
     path = RESULTS / f"{name}_{topology.replace(':', '_')}.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    if (known.get("config_hash"), known.get("versions")) != (digest, versions()):
-        known = {}
     commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
     names = program_names(config, topology)
+
+    def known() -> dict:
+        """What is there, also by others that compile programs of this pod meanwhile."""
+        found = json.loads(path.read_text()) if path.exists() else {}
+        same = (found.get("config_hash"), found.get("versions")) == (digest, versions())
+        return found if same else {}
+
     for program in names:
-        programs = known.get("programs", [])
-        if program in [one["name"] for one in programs] or (only and program not in only):
+        if program in [one["name"] for one in known().get("programs", [])] or (only and program not in only):
             continue
         found = compile_run(config, topology, flag, (program,))
         # Later programs may be of a later commit.
         new = [{**one, "commit": commit} for one in found["programs"]]
-        programs, advice = programs + new, known.get("advice", []) + found["advice"]
-        known = {
+        before = known()
+        others = [one for one in before.get("programs", []) if one["name"] != program]
+        report = {
             "command": f"streamsynth compile --config={flag} --topology={topology} --json",
             "config_hash": digest,
             **found,
             "declared": names,
-            "programs": sorted(programs, key=lambda one: names.index(one["name"])),
-            "fits": all(one["fits"] for one in programs),
-            "advice": list(dict.fromkeys(advice)),
+            "programs": sorted(others + new, key=lambda one: names.index(one["name"])),
+            "fits": all(one["fits"] for one in others + new),
+            "advice": list(dict.fromkeys(before.get("advice", []) + found["advice"])),
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1) + "\n")
+        atomic_write(path, json.dumps(report, indent=1) + "\n")
         print(f"{path.name}: {program}, {'fits' if found['fits'] else 'does not fit'}", flush=True)
 
 

@@ -145,6 +145,9 @@ def _backward(
     if split:
         total = jax.lax.psum_scatter(total, "fsdp", scatter_dimension=1, tiled=True)
         total = mesh_lib.summed(total, "data")
+        # Where microbatches are added up, XLA would move the sum out of their loop, for which each device had
+        # to hold the whole width; of a head that is not tied libtpu 0.0.42 then fails to compile.
+        total = jax.lax.optimization_barrier(total)
     of_hidden = of_hidden.reshape(-1, hidden.shape[-1])[: tokens.size].reshape(hidden.shape)
     return total.astype(head.dtype), of_hidden
 
