@@ -38,7 +38,7 @@ from streamsynth.stream.formats import make_format
 from streamsynth.stream.patterns import STRATEGIES
 from streamsynth.stream.prompts import SHOWN, PromptFormat
 from streamsynth.tasks import sources, worlds
-from streamsynth.tasks.task import Task
+from streamsynth.tasks.task import Example, Task
 from streamsynth.weights import check_proposals, check_weights, weights_folder
 
 
@@ -302,21 +302,25 @@ def scheduler_config(config: Any) -> scheduler.Config:
     return scheduler.Config(**keys, samples=config.rollout.prompts * config.rollout.samples, share=share)
 
 
+def judges_share(task: Task) -> tuple[list[list[Example]], tuple[Example, ...]]:
+    """For each label the examples that stand in the judges' prompts, and those that measure the judges."""
+    examples = [task.examples_of(label) for label in task.labels]
+    count = min(SHOWN["imitate"][0], max(1, len(examples[0]) // 2))
+    shown = [list(own[:count]) for own in examples]
+    read = {e.text for own in shown for e in own}  # a text may be among the examples twice
+    return shown, tuple(e for own in examples for e in own[count:] if e.text not in read)
+
+
 def judge_context(
     policy: Policy, form: PromptFormat, task: Task, chunk: int = 1024, encoder: Encoder | None = None
 ) -> JudgeContext:
     """The judges' share of the label budget: some examples stand in prompts, the others measure."""
-    examples = [task.examples_of(label) for label in task.labels]
-    count = min(SHOWN["imitate"][0], max(1, len(examples[0]) // 2))
+    by_label, held_back = judges_share(task)
     prompts = [
-        form.prompt(task.brief, STRATEGIES.index("imitate"), label, [e.text for e in own[:count]], ())[0]
-        for label, own in zip(task.labels, examples, strict=True)
+        form.prompt(task.brief, STRATEGIES.index("imitate"), label, [e.text for e in own], ())[0]
+        for label, own in zip(task.labels, by_label, strict=True)
     ]
     labels = len(prompts)
-    shown = tuple(e for own in examples for e in own[:count])
-    # A text may be among the examples twice.
-    read = {e.text for e in shown}
-    held_back = [e for own in examples for e in own[count:] if e.text not in read]
 
     def encode(texts):
         # A text that is too long is cut: the judge reads what the policy could have written of it.
@@ -327,10 +331,10 @@ def judge_context(
         model=policy.model,
         base=policy.variables,
         prompts=form.pad_prompts(prompts, np.arange(labels), np.zeros(labels)),
-        held_back=tuple(held_back),
+        held_back=held_back,
         encode=encode,
         chunk=chunk,
-        shown=shown,
+        shown=tuple(e for own in by_label for e in own),
         encoder=encoder,
     )
 

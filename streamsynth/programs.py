@@ -133,30 +133,8 @@ def make_kept(
     return Kept(trained, frozen, trained, trained, opt_state, copies, replay), optimizer
 
 
-# The other programs of a run of the default config, by the function that is compiled, and how many of each
-# there are for one number of labels: for keys of as many parts, for the first and a further task of a draw,
-# for a batch and for the held-back examples that measure a judge, and so on.
-BESIDE = {
-    "init": 1,
-    "copy": 1,
-    "_folded": 4,
-    "sample_keys": 1,
-    "assess": 1,
-    "utility": 1,
-    "verdict": 2,
-    "_learned_from": 1,
-    "_samples": 1,
-    "remember": 1,
-    "_place": 2,
-    "_refreshed": 2,
-    "_batch": 1,
-    "_train": 2,
-    "_predict": 1,
-}
-
-
 def declared(config: Any, network: TransformerConfig, mesh: Mesh) -> tuple[Program, ...]:
-    """Every program of a run that runs the network, one for each shape.
+    """Every program of a run that runs the network, one for each shape; of examples alone: `side_programs`.
 
     Args:
       config: the run's.
@@ -172,12 +150,19 @@ def declared(config: Any, network: TransformerConfig, mesh: Mesh) -> tuple[Progr
     check_microbatches(config, mesh)
     of = _Run(config, network, mesh, *make_kept(config, network, mesh))
     step, asked = of.sized(r.prompts, r.samples), of.sized(e.prompts, e.samples)
-    found = [of.rollout("rollout", step), of.reference(step), of.update(step), of.supervised()]
+    rewarded = config.phases.reward and config.learner.steps
+    found = [of.rollout("rollout", step)]
+    if rewarded:
+        found += [of.reference(step), of.update(step)]
+    if config.phases.tuning and config.supervised.rounds:
+        found.append(of.supervised())
     if asked != step:
         found.append(of.rollout("evaluation", asked))
     for length in r.buckets:
         short = dataclasses.replace(step, prompt_length=length)
-        own = [of.rollout("rollout", short), of.reference(short), of.update(short)]
+        own = [of.rollout("rollout", short)]
+        if rewarded:
+            own += [of.reference(short), of.update(short)]
         if asked != step:
             own.append(of.rollout("evaluation", dataclasses.replace(asked, prompt_length=length)))
         found += [dataclasses.replace(one, name=f"{one.name} P={length}") for one in own]

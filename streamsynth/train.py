@@ -30,6 +30,7 @@ from streamsynth.runtime import hosts
 from streamsynth.runtime import mesh as mesh_lib
 from streamsynth.runtime.metrics import JournalWriter, MultiWriter, TensorBoardWriter
 from streamsynth.runtime.progress import Progress
+from streamsynth.side_programs import side_programs
 from streamsynth.stream.kept import Kept
 from streamsynth.tasks.task import Task
 from streamsynth.turn import begin_turn, learn
@@ -70,7 +71,8 @@ def train(config: Any, workdir: Workdir, tasks: tuple[Task, ...], policy: Policy
     for program in programs.declared(config, setting.model.config, setting.mesh):
         logging.info("program %s: %s", program.name, program.shapes)
     logging.info(
-        "and %d small ones beside the network, for each number of labels", sum(programs.BESIDE.values())
+        "and %d small ones, with as many for students as their data sets have sizes",
+        side_programs(config, tasks).total(),
     )
 
     def save(state: RunState) -> RunState:

@@ -15,6 +15,7 @@ from streamsynth.keys import numpy_rng
 from streamsynth.learner.lessons import examination, lesson_batch, task_lesson
 from streamsynth.learner.state import RunState
 from streamsynth.learner.supervised import held_out_nll, supervised_step
+from streamsynth.runtime import arrays
 from streamsynth.stream.prompts import balanced_labels
 from streamsynth.tasks.task import Example, Task
 
@@ -38,7 +39,7 @@ def tune(setting: Setting, state: RunState, rows: Sequence[Row], round_: int) ->
     def measured(params: Any) -> float:
         t = np.float32(config.rollout.temperature)
         variables, chunk = setting.variables(params), config.objective.chunk
-        return float(held_out_nll(setting.model, variables, exam, t, chunk=chunk))
+        return float(arrays.fetch(held_out_nll(setting.model, variables, exam, t, chunk=chunk)))
 
     texts = (*tuned, *rows)
     lessons = [task_lesson(task.brief, label, texts) for label in task.labels]

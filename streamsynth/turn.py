@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from streamsynth import assemble as assemble_lib
@@ -23,6 +23,8 @@ from streamsynth.step import dispatched, judged, remembered, rows_of, sampled_ba
 from streamsynth.stream import patterns, scheduler
 from streamsynth.stream.kept import Kept
 from streamsynth.tuning import chosen_rows, split_examples, tune
+
+_statistic = jax.jit(diversity.statistic, static_argnums=3)
 
 
 def begin_turn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict[str, float], list[Row]]:
@@ -177,10 +179,8 @@ def learn(setting: Setting, state: RunState, kept: Kept) -> tuple[RunState, dict
 
 def _statistic_of_examples(setting: Setting, turn: int) -> float:
     features, label = setting.examples[turn]
-    found, valid = diversity.statistic(
-        jnp.asarray(features), jnp.ones(len(label)), jnp.asarray(label), len(setting.tasks[turn].labels)
-    )
-    return balance.target_from(found, valid)
+    weight, labels = np.ones(len(label), np.float32), len(setting.tasks[turn].labels)
+    return balance.target_from(*arrays.fetch(_statistic(features, weight, label, labels)))
 
 
 def _forget(setting: Setting, state: RunState) -> RunState:

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import jax
@@ -289,3 +290,35 @@ def test_a_slice_that_libtpu_does_not_have():
     assert run.returncode == 2 and "libtpu knows no such slice" in run.stderr
     run = compiled(f"--config={QUICKSTART}:tiny", "--topology=v5e:2x2", "--config.mesh.tensor=3")
     assert run.returncode == 2 and "mesh.tensor = 3 do not fit 4 devices" in run.stderr
+
+
+_UNTIED = """
+    import dataclasses
+    from streamsynth import compile as compile_lib, config as config_lib
+    from streamsynth.costs.chips import parse_topology
+    from streamsynth.programs import declared
+    from streamsynth.runtime import mesh as mesh_lib
+
+    changes = {"learner.microbatches": "2", "rollout.prompts": "4", "evaluation.prompts": "4"}
+    config = config_lib.load("configs/quickstart.py:tiny", changes)
+    dtypes = dict(param_dtype="bfloat16", compute_dtype="bfloat16")
+    network = dataclasses.replace(
+        compile_lib.planned_network(config), vocab_size=512, scan_layers=True, tied_embeddings=False, **dtypes
+    )
+    devices = compile_lib.topology_devices(parse_topology("v5e:2x2"))
+    mesh = mesh_lib.make_mesh({"data": 1, "fsdp": 2, "tensor": 2}, devices)
+    [program] = [one for one in declared(config, network, mesh) if one.name == "supervised"]
+    with mesh_lib.use(mesh):
+        program.function.lower(*program.args, **program.kwargs).compile()
+"""
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_head_that_is_not_tied_compiles_with_microbatches():
+    """XLA moves sums out of loops, and has failed where a sum of float32 was rounded before it was added."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    argv = [sys.executable, "-c", textwrap.dedent(_UNTIED)]
+    run = subprocess.run(argv, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+    assert run.returncode == 0, run.stderr[-3000:]

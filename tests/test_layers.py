@@ -16,7 +16,7 @@ LAYERS = (
     ("api",),
     ("train", "synthesize", "compile"),
     ("turn",),
-    ("tuning", "probe", "step", "programs"),
+    ("tuning", "probe", "step", "programs", "side_programs"),
     ("assemble", "workdir", "weights"),
     ("pretrain",),
     ("evaluation",),

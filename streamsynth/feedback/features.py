@@ -74,6 +74,7 @@ def ngram_features(texts: Sequence[str], width: int = DEFAULT_WIDTH, seed: int =
     return features / np.maximum(norm, 1e-12)
 
 
+@functools.partial(jax.jit, static_argnames="width")
 def project_hidden(hidden: Array, width: int, key: jax.Array) -> jax.Array:
     """A fixed Gaussian projection of mean-pooled hidden states, as unit vectors.
 

@@ -47,7 +47,6 @@ class JudgeContext:
     encoder: Encoder | None = None
 
 
-
 class Judge(Protocol):
     """[N] float32 in [0, 1] from texts, the labels asked for [N], and the texts' tokens and mask [N, T].
 

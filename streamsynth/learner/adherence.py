@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from streamsynth.policy.logprobs import sequence_logprobs
@@ -63,7 +62,9 @@ def adherence(
             _loglikelihood(model, base, form, task, attribute, v, *given)
             for v in range(len(attribute.values))
         ]
-        posterior = arrays.fetch(jax.nn.softmax(np.stack(read, axis=1), axis=1))
+        table = np.stack(read, axis=1)
+        likely = np.exp(table - table.max(axis=1, keepdims=True))
+        posterior = likely / likely.sum(axis=1, keepdims=True)
         found.append(posterior[np.arange(len(asked)), asked])
     return np.mean(found, axis=0, dtype=np.float32)
 
@@ -87,4 +88,5 @@ def _loglikelihood(
     rows = [form.prompt(task.brief, strategy, task.labels[k], (), (), wanted)[0] for k in label]
     prompts = form.pad_prompts(rows, label, np.full(len(rows), strategy))
     sizes = dict(chunk=chunk, microbatches=microbatches)
-    return arrays.fetch(sequence_logprobs(model, base, prompts, tokens, mask, 1.0, **sizes).sum(-1))
+    logprobs = sequence_logprobs(model, base, prompts, tokens, mask, np.float32(1), **sizes)
+    return arrays.fetch(logprobs).sum(-1)

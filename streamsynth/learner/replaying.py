@@ -15,6 +15,7 @@ from streamsynth.learner.objective import Replayed
 from streamsynth.learner.state import RunState, TaskState
 from streamsynth.learner.update import FLOORS
 from streamsynth.pytrees import Array, Prompts, Rollouts, Scores
+from streamsynth.runtime.mesh import constrain
 from streamsynth.stream import replay
 
 
@@ -108,9 +109,7 @@ def replayed_batch(
     draw = replay.sample_tasks(
         [state.tasks[j].buffer for j in past], np.asarray([counts[j] for j in past]), key, size
     )
-    usual = {name: np.zeros(size, np.float32) for name in ("quality", "weight", "credit")}
-    found = (np.zeros(size, np.float32), usual)
-    tasks = list(state.tasks)
+    found, tasks = _nothing_found(size), list(state.tasks)
     for place, j in enumerate(past):
         tasks[j], found = _refreshed(tasks[j], draw, np.int32(place), found, np.float32(decay))
     share = state.balance.alpha if diverse else np.float32(0)
@@ -120,6 +119,13 @@ def replayed_batch(
 
 # What a replayed sample is worth today and what is usual, by name: [M] each.
 Found = tuple[Array, dict[str, Array]]
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _nothing_found(size: int) -> Found:
+    """Lying where `_refreshed` gives it back: that is one program then."""
+    nothing = jnp.zeros(size, jnp.float32)
+    return constrain((nothing, dict.fromkeys(("quality", "weight", "credit"), nothing)), "scores")
 
 
 # A program for each number of labels, and none for each choice of past tasks.
@@ -140,7 +146,7 @@ def _refreshed(
         weight=_moved(task.weight, s.weight, mine, decay),
         credit=_moved(task.credit, fresh, mine, decay),
     )
-    return task, (credit, usual)
+    return task, constrain((credit, usual), "scores")
 
 
 @functools.partial(jax.jit, static_argnames="neutral")
@@ -165,7 +171,7 @@ def _batch(
     share = alpha / (1.0 + alpha)
     advantage = (1.0 - share) * scaled(s.quality - usual["quality"], "quality")
     advantage += share * scaled(credit - expected, "diversity")
-    return Replayed(
+    batch = Replayed(
         prompts=Prompts(s.prompt_tokens, s.prompt_mask, s.label, s.strategy),
         tokens=s.tokens,
         mask=s.mask & draw.valid[:, None],
@@ -174,6 +180,7 @@ def _batch(
         elite=s.quality >= elite,
         valid=draw.valid,
     )
+    return constrain(batch, "rollouts")
 
 
 @functools.partial(jax.jit, static_argnames="archive_decay")

@@ -26,6 +26,7 @@ import numpy as np
 
 from streamsynth.errors import UserError
 from streamsynth.pytrees import Array
+from streamsynth.runtime.mesh import constrain
 
 
 @flax.struct.dataclass
@@ -280,12 +281,17 @@ def sample_tasks(buffers: Sequence[Buffer], counts: Array, key: jax.Array, size:
     """
     counts = np.asarray(counts, np.int32)
     starts = np.cumsum(counts, dtype=np.int32) - counts
-    template = buffers[0].samples
-    samples = jax.tree.map(lambda leaf: np.zeros((size, *leaf.shape[1:]), leaf.dtype), template)
-    draw = Draw(samples=samples, task=np.zeros(size, np.int32), valid=np.zeros(size, bool))
+    draw = _nothing_drawn(buffers[0].samples, size)
     for task, buffer in enumerate(buffers):
         draw = _place(draw, buffer, key, np.int32(task), starts[task], counts[task])
     return draw
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _nothing_drawn(template: Samples, size: int) -> Draw:
+    """What a draw starts from, lying where `_place` gives it back: that is one program then."""
+    samples = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape[1:]), leaf.dtype), template)
+    return constrain(Draw(samples, jnp.zeros(size, jnp.int32), jnp.zeros(size, bool)), "rollouts")
 
 
 @jax.jit
@@ -300,11 +306,12 @@ def _place(draw: Draw, buffer: Buffer, key: jax.Array, task: Array, start: Array
     def write(old: Array, new: Array) -> Array:
         return jnp.where(mine.reshape((-1,) + (1,) * (old.ndim - 1)), new[source], old)
 
-    return Draw(
+    drawn = Draw(
         samples=jax.tree.map(write, draw.samples, samples),
         task=jnp.where(mine, task, draw.task),
         valid=write(draw.valid, valid),
     )
+    return constrain(drawn, "rollouts")
 
 
 def sequence_log_ratio(logprobs_new: Array, logprobs_old: Array, mask: Array) -> jax.Array:
