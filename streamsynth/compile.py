@@ -16,8 +16,8 @@ import jax
 from jax.experimental import topologies
 
 from streamsynth import validate
-from streamsynth.costs import fit, hlo, report
-from streamsynth.costs.chips import GIB, Topology, parse_topology
+from streamsynth.costs import fit, gpus, hlo, report
+from streamsynth.costs.chips import GIB, GPUS, Topology, parse_topology
 from streamsynth.costs.fit import Load, Memory
 from streamsynth.errors import UserError
 from streamsynth.policy.families import choices, own_config
@@ -34,13 +34,13 @@ def compile_run(config: Any, topology: str, name: str, only: Sequence[str] = ())
 
     Args:
       config: of the run.
-      topology: such as v5e:16x16.
+      topology: such as v5e:16x16, or h100:8.
       name: of the config, for the report.
       only: names of programs; all by default.
 
     Raises:
-      UserError: the topology is unknown, libtpu is missing, the mesh does not fit the devices or the network,
-        the network is not known, or a program of `only` is none of the run's.
+      UserError: the topology is unknown, what compiles for it is missing, the mesh does not fit the devices
+        or the network, the network is not known, or a program of `only` is none of the run's.
     """
     where, network, mesh = _planned(config, topology)
     kept, _ = make_kept(config, network, mesh)
@@ -86,11 +86,13 @@ def _planned(config: Any, topology: str) -> tuple[Topology, TransformerConfig, A
 
 
 def topology_devices(where: Topology) -> list[Any]:
-    """The devices of a slice, as far as compiling goes.
+    """The devices of a slice, or of a host with GPUs, as far as compiling goes.
 
     Raises:
-      UserError: libtpu is missing, or knows no such slice.
+      UserError: what compiles for them is missing, or libtpu knows no such slice.
     """
+    if where.kind in GPUS:
+        return _gpus(where)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             f"--topology={where}: compiling for a TPU takes libtpu, which needs no TPU: install the optional "
@@ -103,6 +105,23 @@ def topology_devices(where: Topology) -> list[Any]:
     except jax.errors.JaxRuntimeError as error:
         said = str(error).splitlines()[0]
         raise UserError(f"--topology={where}: libtpu knows no such slice ({said}).") from error
+    return list(found.devices)
+
+
+def _gpus(where: Topology) -> list[Any]:
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        version = metadata.version("jax")
+        raise UserError(
+            f"--topology={where}: compiling for a GPU takes JAX's CUDA plugin, which needs no GPU: install "
+            f"the optional extra `cuda`, or `pip install --no-deps jax-cuda13-pjrt=={version} "
+            f"jax-cuda13-plugin=={version}`."
+        )
+    found = topologies.get_topology_desc(
+        topology_name=str(where),
+        platform="cuda",
+        target_config=gpus.target_config(where.kind),
+        topology=f"1x1x{where.count}",  # partitions, hosts, devices
+    )
     return list(found.devices)
 
 
@@ -132,7 +151,7 @@ def _compiled(program: Program, mesh: Any, where: Topology) -> tuple[Load, dict[
     memory, found, costs, error, asked = None, None, {}, "", 0
     try:
         with mesh_lib.use(mesh):
-            compiled = program.function.lower(*program.args, **program.kwargs).compile()
+            compiled = program.function.lower(*program.args, **program.kwargs).compile(_options(where))
         memory, costs = _memory(compiled), compiled.cost_analysis() or {}
         found = hlo.collectives(compiled.as_text(), mesh.size)
     except jax.errors.JaxRuntimeError as failure:
@@ -157,6 +176,11 @@ def _compiled(program: Program, mesh: Any, where: Topology) -> tuple[Load, dict[
         "unknown_loops": found.unknown_loops if found else 0,
         "error": error,
     }
+
+
+def _options(where: Topology) -> dict[str, Any]:
+    """Of XLA. Without a GPU its products by Triton cannot be tuned, and untuned ones may not compile."""
+    return {"xla_gpu_enable_triton_gemm": False} if where.kind in GPUS else {}
 
 
 def _memory(compiled: Any) -> Memory:
@@ -199,4 +223,6 @@ def _keys(config: Any, mesh: Any) -> fit.Keys:
 
 def versions() -> dict[str, str]:
     """Of what compiles."""
-    return {name: metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax", "optax")}
+    names = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "flax", "optax")
+    there = {one.metadata["Name"] for one in metadata.distributions()}
+    return {name: metadata.version(name) for name in names if name in there}

@@ -138,6 +138,7 @@ def _compile(arguments: dict, overrides: dict[str, str]) -> None:
     resolved = config.load(flag, overrides)
     # Before JAX is imported. No device is used, be there one or not, nor asked for what slice it belongs to.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # compiling takes none of CUDA's libraries
 
     from streamsynth.compile import compile_run
     from streamsynth.costs import report
@@ -211,12 +212,10 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "--adapter", action="store_true", help="write the LoRA adapter alone, as PEFT keeps it"
     )
-    described = (
-        "Compiles the programs of a config for a slice of TPUs, without one, and says whether they fit."
-    )
+    described = "Compiles the programs of a config for TPUs or GPUs, without any, and says whether they fit."
     compiled = add("compile", described, workdir=False)
     add_config(compiled)
-    compiled.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e:16x16 or v5p:4x4x4")
+    compiled.add_argument("--topology", required=True, metavar="SLICE", help="such as v5e:16x16, or h100:8")
     compiled.add_argument("--json", action="store_true", help="print the report as JSON")
     compiled.add_argument(
         "--only", default="", metavar="PROGRAM,...", help="of the run's programs, these alone"

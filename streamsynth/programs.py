@@ -300,7 +300,7 @@ class _Run:
         texts, parts = self.sized(1, batch.completions), judge.parts(batch.completions)
         read = dataclasses.replace(texts, prompts=parts, samples=-(-texts.samples // parts))
         return Program(
-            name="judge, a label",
+            name="judge",
             shapes=_named(texts),
             function=judge.label_loglikelihood,
             args=(self.model, self._base(), self._prompts(texts), *self._texts(texts)),

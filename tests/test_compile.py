@@ -17,7 +17,7 @@ import pytest
 from streamsynth import compile as compile_lib
 from streamsynth import config as config_lib
 from streamsynth import main as main_lib
-from streamsynth.costs import chips, fit, report
+from streamsynth.costs import chips, fit, gpus, report
 from streamsynth.costs.chips import GIB, parse_topology
 from streamsynth.costs.fit import Keys, Load, Memory
 from streamsynth.errors import UserError
@@ -59,8 +59,8 @@ def test_a_folder_is_known_by_its_name():
 def test_rates_of_chips_are_in_one_unit(kind):
     """A slip of a factor of a thousand, or of bits for bytes, would leave these ranges."""
     chip = chips.CHIPS[kind]
-    assert 14 * GIB < chip.usable <= chip.memory < 128 * GIB
-    assert 100e12 < chip.flops < 1e15 and 500e9 < chip.memory_rate < 4e12
+    assert 14 * GIB < chip.usable <= chip.memory < 144 * GIB
+    assert 100e12 < chip.flops < 1e15 and 500e9 < chip.memory_rate < 5e12
     assert 100e9 < chip.link_rate < chip.memory_rate
 
 
@@ -68,8 +68,10 @@ def test_topologies():
     slice_ = parse_topology("v5p:4x4x4")
     assert (slice_.kind, slice_.grid, slice_.count, str(slice_)) == ("v5p", (4, 4, 4), 64, "v5p:4x4x4")
     for text, said in (
-        ("v9:4x4", "the chip 'v9' is not known: choose a TPU, one of v4, v5e, v5p, v6e"),
-        ("cuda:h100", "the chip 'cuda' is not known: .*no GPU can be compiled for"),
+        ("v9:4x4", "the chip 'v9' is not known: choose one of v4, v5e, v5p, v6e, a100, h100, h200"),
+        ("cuda:h100", "the chip 'cuda' is not known: .*as in v5e:4x4 or h100:8"),
+        ("h100:2x8", "1 dimensions, as in h100:4"),
+        ("h100:16", "the GPUs of one host, at most 8"),
         ("v5e", "a slice of v5e has 2 dimensions, as in v5e:4x4"),
         ("v5e:4x4x4", "2 dimensions"),
         ("v5p:4x4", "3 dimensions"),
@@ -118,7 +120,7 @@ def test_nothing_to_change_where_all_fits():
         (load("reference", temporary=20), 1, {}, ["reference does not fit (21.00 GiB of 15.75 GiB)"]),
         (load("rollout", temporary=20), 1, {}, ["rollout.prompts (now 64)", "mesh.tensor (now 1)"]),
         (load("evaluation", temporary=20), 1, {}, ["evaluation.prompts"]),
-        (load("judge, a label", temporary=20), 1, {}, ["mesh.fsdp (now 4)"]),
+        (load("judge", temporary=20), 1, {}, ["mesh.fsdp (now 4)"]),
         (load("update", temporary=20), 9, {}, ["9.00 GiB of 15.75", "raise mesh.fsdp", "policy.lora.rank"]),
         (load("update", temporary=20), 9, {"data": 4}, ["mesh.data = 4 holds as many copies"]),
         (load("update", temporary=20), 9, {"early_stop": True}, ["supervised.early_stop"]),
@@ -162,7 +164,8 @@ def test_the_floor_of_each_rate():
 
 def compiled(*argv, **env):
     command = [sys.executable, "-m", "streamsynth.main", "compile", *argv]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    env = {**os.environ, "PYTHONPATH": path, **env}
     return subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
 
 
@@ -184,6 +187,21 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
     config = config_lib.load(f"{QUICKSTART}:tiny")
     with pytest.raises(UserError, match="takes libtpu, which needs no TPU: install the optional extra `tpu`"):
         compile_lib.compile_run(config, "v5e:2x2", "quickstart")
+
+
+def test_without_the_cuda_plugin_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="extra `cuda`, or `pip install --no-deps jax-cuda13-pjrt=="):
+        compile_lib.topology_devices(parse_topology("h100:8"))
+
+
+@pytest.mark.parametrize("kind", gpus.KINDS)
+def test_a_gpu_is_described_as_the_table_of_chips_has_it(kind):
+    gpu, chip = gpus.KINDS[kind], chips.CHIPS[kind]
+    assert gpu.memory == pytest.approx(chip.memory, rel=1e-3)
+    assert gpu.memory_rate == pytest.approx(chip.memory_rate, rel=1e-2)
+    assert f"device_memory_size: {gpu.memory}" in gpus.target_config(kind)
+    assert set(gpus.KINDS) == set(chips.GPUS)
 
 
 def test_weights_that_are_neither_there_nor_known():
@@ -210,7 +228,7 @@ def test_the_declared_programs_of_a_run_can_be_traced():
     network = compile_lib.planned_network(config)
     programs = {one.name: one for one in declared(config, network, mesh)}
     assert list(programs) == [
-        "rollout", "reference", "update", "supervised", "evaluation", "judge, a label", "features",
+        "rollout", "reference", "update", "supervised", "evaluation", "judge", "features",
     ]  # fmt: skip
     kept, _ = make_kept(config, network, mesh)
     sizes = kept.bytes_by_part()
@@ -256,7 +274,7 @@ def test_a_tiny_run_on_four_chips():
     assert (found["devices"], found["mesh"]) == (4, {"data": 1, "fsdp": 2, "tensor": 2})
     assert found["fits"] and found["advice"] == []
     programs = {one["name"]: one for one in found["programs"]}
-    assert programs.keys() == {"rollout", "reference", "update", "supervised", "evaluation", "judge, a label"}
+    assert programs.keys() == {"rollout", "reference", "update", "supervised", "evaluation", "judge"}
     for one in programs.values():
         assert one["memory"]["needed"] <= one["total"] < V5E.usable and one["error"] == ""
         assert one["flops"]["hand"] > 0 and one["flops"]["xla"] > 0 and one["unknown_loops"] == 0
@@ -281,6 +299,26 @@ def test_what_does_not_fit_says_what_to_change():
     assert not found["fits"] and not rollout["fits"] and rollout["total"] > V5E.usable
     assert "lower rollout.prompts (now 64) or rollout.samples (now 64)" in " ".join(found["advice"])
     assert "It does not fit." in report.text(found)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_cuda13_plugin") is None, reason="compiling for a GPU takes JAX's plugin"
+)
+def test_a_tiny_run_on_two_gpus():
+    """The same verb: every program compiles without a GPU, and its collectives are found."""
+    mesh = ["--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.policy.vocab_size=700"]
+    sizes = ["--config.rollout.prompts=4", "--config.evaluation.prompts=8"]
+    run = compiled(f"--config={QUICKSTART}:tiny", "--topology=h100:2", *mesh, *sizes, "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert (found["devices"], found["fits"]) == (2, True)
+    programs = {one["name"]: one for one in found["programs"]}
+    assert {"rollout", "reference", "update", "supervised"} <= programs.keys()
+    for one in programs.values():
+        assert 0 < one["memory"]["needed"] <= one["total"] < chips.CHIPS["h100"].usable
+        assert {"compute", "memory", "links"} == one["floor_seconds"].keys() and one["unknown_loops"] == 0
+    assert "all-gather" in {one["kind"] for one in programs["rollout"]["collectives"]}
 
 
 @pytest.mark.slow

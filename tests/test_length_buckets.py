@@ -93,7 +93,7 @@ def test_the_programs_of_every_length_are_declared(tmp_path):
     mesh = mesh_lib.make_mesh(config.mesh.to_dict())
     found = declared(config, own_config(config.policy, config.policy.vocab_size), mesh)
     full = [program.name for program in found if " P=" not in program.name]
-    assert full == ["rollout", "reference", "update", "supervised", "evaluation", "judge, a label"]
+    assert full == ["rollout", "reference", "update", "supervised", "evaluation", "judge"]
     of_length = {p.name: p.args[2].tokens.shape[1] for p in found if "rollout" in p.name}
     assert of_length == {"rollout": 48, "rollout P=32": 32, "rollout P=40": 40}
     assert {name.partition(" P=")[0] for name in {p.name for p in found} - set(full)} == {
