@@ -1,10 +1,10 @@
-"""What every pod config takes on its slice of TPUs, by compiling its programs without one.
+"""What every pod config takes on its slice of TPUs, and others on a host of GPUs, by compiling without them.
 
 python benchmarks/compile.py [--pods=gemma2_2b@v5e:4x4,...] [--only=update,...]
 
-Writes a report for each pod under benchmarks/results/compile/, program by program: what is there already for
-the same config and versions is not compiled again; after a change of the programs, remove it first. Needs
-libtpu (the extra `tpu`); a program takes minutes.
+Writes a report for each pod or host under benchmarks/results/compile/, program by program: what is there
+already for the same config and versions is not compiled again; after a change of the programs, remove it
+first. Needs libtpu (the extra `tpu`) and JAX's CUDA plugin (see the README); a program for TPUs takes minutes.
 """
 
 import argparse
@@ -23,15 +23,19 @@ PODS = (
     "gemma2_9b@v5e:16x16",
     "gemma2_27b@v5p:4x4x4",
 )
+# One host of GPUs, with an adapter.
+HOSTS = ("gemma2_2b@h100:8", "qwen3_4b@h100:8", "qwen25_7b@h100:8", "llama31_8b@h100:8", "gemma2_9b@h100:8")
 
 
 def compile_pod(name: str, topology: str, only: list[str]) -> None:
-    """Completes the report of one pod, by the programs of `only` or all."""
+    """Completes the report of one pod or host, by the programs of `only` or all."""
     from streamsynth import config as config_lib
     from streamsynth.compile import compile_run, program_names, versions
+    from streamsynth.costs.chips import GPUS, parse_topology
     from streamsynth.runtime.files import atomic_write
 
-    flag = f"configs/{name}.py:pod={topology}"
+    where = parse_topology(topology)
+    flag = f"configs/{name}.py" + ("" if where.kind in GPUS else f":pod={topology}")
     config = config_lib.load(str(ROOT / flag))
     digest = config_lib.content_hash(config)
     path = RESULTS / f"{name}_{topology.replace(':', '_')}.json"
@@ -41,7 +45,7 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
     def known() -> dict:
         """What is there, also by others that compile programs of this pod meanwhile."""
         found = json.loads(path.read_text()) if path.exists() else {}
-        same = (found.get("config_hash"), found.get("versions")) == (digest, versions())
+        same = (found.get("config_hash"), found.get("versions")) == (digest, versions(where))
         return found if same else {}
 
     for program in names:
@@ -68,12 +72,13 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pods", default=",".join(PODS))
+    parser.add_argument("--pods", default=",".join(PODS + HOSTS))
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     only = list(filter(None, arguments.only.split(",")))
     # Before JAX is imported, as the command does it.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     for pod in arguments.pods.split(","):
         compile_pod(*pod.split("@"), only)
 

@@ -277,7 +277,7 @@ def planted() -> str:
 
 
 def compiled() -> str:
-    """Every pod config on its slice: memory on a device, and the seconds that a step cannot do without."""
+    """Configs on their slices and hosts: memory of a device, and seconds that a step cannot do without."""
     folder = ROOT / "benchmarks" / "results" / "compile"
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not reports:
@@ -310,9 +310,10 @@ def compiled() -> str:
             *floors,
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {version}" for name, version in reports[0]["versions"].items())
+    found = {name: version for report in reports for name, version in report["versions"].items()}
+    versions = ", ".join(f"{name} {version}" for name, version in found.items())
     note = (
-        f"Compiled without a TPU, not run (`python benchmarks/compile.py`; {versions}). Seconds are what "
+        f"Compiled without any of them, not run (`python benchmarks/compile.py`; {versions}). Seconds are what "
         "each published rate of the chip alone allows at best, for one step; all tokens are sampled."
     )
     return "\n".join([*lines, "", note])

@@ -62,7 +62,7 @@ def compile_run(config: Any, topology: str, name: str, only: Sequence[str] = ())
         "devices": mesh.size,
         "mesh": dict(mesh.shape),
         "chip": vars(chip),
-        "versions": versions(),
+        "versions": versions(where),
         "parameters": kept.parameters,
         "trained": kept.trained_parameters,
         "kept": kept.bytes_by_part(),
@@ -221,8 +221,7 @@ def _keys(config: Any, mesh: Any) -> fit.Keys:
     )
 
 
-def versions() -> dict[str, str]:
+def versions(where: Topology) -> dict[str, str]:
     """Of what compiles."""
-    names = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "flax", "optax")
-    there = {one.metadata["Name"] for one in metadata.distributions()}
-    return {name: metadata.version(name) for name in names if name in there}
+    compiler = "jax-cuda13-plugin" if where.kind in GPUS else "libtpu"
+    return {name: metadata.version(name) for name in ("jax", "jaxlib", compiler, "flax", "optax")}

@@ -97,7 +97,7 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
     """Of all seeds together `_KILLS` SIGKILLs. The process that is left ends by itself within a minute."""
     rng = random.Random(seed)
     kills = _KILLS // _SEEDS + (seed < _KILLS % _SEEDS)
-    attempt = 0
+    attempt, moments = 0, []
     workdir = tmp_path / "run_0"
     while kills:
         started = whole.start(workdir)
@@ -105,6 +105,7 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
         while time.monotonic() < moment and all(process.poll() is None for process in started):
             time.sleep(0.02)
         if started[victim].poll() is None:
+            moments.append(last_step(workdir))
             started[victim].kill()
             start = time.monotonic()
             codes = processes.finish(started, 100)
@@ -119,6 +120,7 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
         assert runs.outcome(workdir) == runs.outcome(whole.workdir)
         attempt += 1
         workdir = tmp_path / f"run_{attempt}"
+    assert len({*moments}) > 1, moments  # before and after steps, not all while the processes start
     assert processes.finish(whole.start(workdir), 900) == [0, 0], said(workdir, 0)[-3000:]
     assert runs.outcome(workdir) == runs.outcome(whole.workdir)
 
