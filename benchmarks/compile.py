@@ -4,7 +4,7 @@ python benchmarks/compile.py [--pods=gemma2_2b@v5e:4x4,...] [--only=update,...]
 
 Writes a report for each pod or host under benchmarks/results/compile/, program by program: what is there
 already for the same config and versions is not compiled again; after a change of the programs, remove it
-first. Needs libtpu (the extra `tpu`) and JAX's CUDA plugin (see the README); a program for TPUs takes minutes.
+first. Needs libtpu (the extra `tpu`) and JAX's CUDA plugin (see the README); a program takes minutes.
 """
 
 import argparse

@@ -313,8 +313,8 @@ def compiled() -> str:
     found = {name: version for report in reports for name, version in report["versions"].items()}
     versions = ", ".join(f"{name} {version}" for name, version in found.items())
     note = (
-        f"Compiled without any of them, not run (`python benchmarks/compile.py`; {versions}). Seconds are what "
-        "each published rate of the chip alone allows at best, for one step; all tokens are sampled."
+        f"Compiled without any of them, not run (`python benchmarks/compile.py`; {versions}). Seconds are "
+        "what each published rate of the chip alone allows at best, for one step; all tokens are sampled."
     )
     return "\n".join([*lines, "", note])
 
