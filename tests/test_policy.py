@@ -18,6 +18,7 @@ from streamsynth.policy.transformer import (
     RMSNorm,
     Transformer,
     TransformerConfig,
+    init_params,
     logical_axes,
     param_shapes,
 )
@@ -59,6 +60,16 @@ def test_shared_prompt_equals_repeated_prompt_in_values_and_gradients(params):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=1e-4), shared_grad, repeated_grad
     )
+
+
+def test_networks_of_tests_are_drawn_as_the_network_draws_its_own():
+    config = tiny.CONFIG
+    own, drawn = init_params(config, jax.random.key(0)), tiny.fresh_params(config)
+    assert jax.tree.structure(own) == jax.tree.structure(drawn)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(own), jax.tree.leaves(drawn), strict=True):
+        assert (a.shape, a.dtype) == (b.shape, b.dtype), path
+        assert float(b.std()) == pytest.approx(float(a.std()), rel=5 / a.size**0.5), path
+        assert float(b.mean()) == pytest.approx(float(a.mean()), abs=5 * float(a.std()) / a.size**0.5), path
 
 
 def test_every_parameter_has_logical_axes():
