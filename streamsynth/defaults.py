@@ -20,6 +20,7 @@ def default_config() -> ConfigDict:
                 logit_dtype="float32",
                 scan_layers=False,
                 remat=False,
+                gather_to_sample=False,  # along mesh.fsdp, once a rollout and not once a token
                 lora=dict(  # trains adapters of this rank and nothing else; 0 trains the whole network
                     rank=0,
                     alpha=16.0,

@@ -68,12 +68,13 @@ def on_pod(config: ConfigDict, *, tensor: int, microbatches: int, rank: int = 0)
 
     Args:
       config: to change.
-      tensor: devices along mesh.tensor; all others lie along mesh.fsdp. Sampling gathers the weights at each
-        token, along fsdp alone.
+      tensor: devices along mesh.tensor; all others lie along mesh.fsdp. While a batch is written each device
+        holds its part along tensor whole.
       microbatches: in which a batch is differentiated.
       rank: of the adapter.
     """
     config.mesh.update(data=1, fsdp=-1, tensor=tensor)
+    config.policy.gather_to_sample = True
     config.policy.lora.rank = rank
     config.rollout.update(prompts=64, samples=8, prompt_length=1536, completion_length=256)
     # As many as in training: one program less.

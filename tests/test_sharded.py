@@ -14,9 +14,10 @@ import pytest
 from draws import EDGE, unexplained
 
 _SCRIPT = """
-    import json, re, sys
+    import dataclasses, functools, json, re, sys
     import jax, jax.numpy as jnp, numpy as np
     import draws, tiny
+    from streamsynth.costs import hlo
     from streamsynth.feedback import diversity
     from streamsynth.feedback.judge import label_loglikelihood
     from streamsynth.keys import sample_keys
@@ -25,7 +26,9 @@ _SCRIPT = """
     from streamsynth.policy.logprobs import group_logprobs, read_group
     from streamsynth.policy.rollout import rollout
     from streamsynth.policy.sampling import uniforms
-    from streamsynth.policy.transformer import TransformerConfig, Transformer, init_params, logical_axes
+    from streamsynth.policy.transformer import (
+        Transformer, TransformerConfig, init_params, logical_axes, param_shapes,
+    )
     from streamsynth.runtime import mesh as mesh_lib
 
     B, G, P, T, D, K, M = 16, 2, 4, 5, 6, 2, 9
@@ -33,6 +36,7 @@ _SCRIPT = """
     TEMPERATURE = np.float32(0.8)
     config = TransformerConfig(vocab_size=40, **{**tiny.SHAPE, "heads": 8, "kv_heads": 8})
     model = Transformer(config)
+    gathering = Transformer(dataclasses.replace(config, gather_to_sample=True))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: 2 * x, init_params(config, jax.random.key(0)))
     params = {"params": jax.device_get(params)}
@@ -42,7 +46,7 @@ _SCRIPT = """
         {"xla_backend_optimization_level": 0}
     )
 
-    def write(params, prompts, keys):
+    def write(params, prompts, keys, model=model):
         return rollout(model, params, prompts, keys, TEMPERATURE, samples=G, length=T, stops=(2,))
 
     def learn(parts):
@@ -116,6 +120,22 @@ _SCRIPT = """
         shapes = [tuple(map(int, shape.split(","))) for shape in found]
         return [shape for shape in shapes if tuple(size for size in shape if size > 1) not in allowed]
 
+    # Of layers that are not scanned XLA itself gathers before the loop over the tokens.
+    SCANNED = {
+        name: dataclasses.replace(config, scan_layers=True, layers=2, gather_to_sample=once)
+        for name, once in {"once": True, "each": False}.items()
+    }
+
+    def sampling_gathers(scanned, mesh, asked):
+        shapes = {"params": param_shapes(scanned)}
+        lies = mesh_lib.param_shardings(shapes, {"params": logical_axes(scanned)}, mesh)
+        shapes = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), shapes, lies
+        )
+        text = compiled(functools.partial(write, model=Transformer(scanned)), shapes, *asked).as_text()
+        found = hlo.collectives(text, mesh.size).collectives
+        return sum(one.size for one in found if one.kind == "all-gather")
+
     for shape, parts in json.loads(sys.argv[1]):
         shape = dict(zip(mesh_lib.AXES, shape))
         mesh = mesh_lib.make_mesh(shape, jax.devices()[: np.prod(list(shape.values()))])
@@ -125,14 +145,17 @@ _SCRIPT = """
             placed = jax.device_put(params, shardings)
             batch = *jax.device_put((fresh,), rows), jax.device_put(replayed, whole)
             asked = jax.device_put((prompts, keys), rows)
-            program = compiled(learn(parts), placed, *batch)
+            learner = compiled(learn(parts), placed, *batch)
             one = (jax.device_put(archive, whole), *jax.device_put((e, label), rows))
             texts = jax.device_put(read, whole)
             got = {
-                **program(placed, *batch), **compiled(credit, *one)(*one),
+                **learner(placed, *batch), **compiled(credit, *one)(*one),
                 **compiled(judge, placed, *texts)(placed, *texts),
             }
             again = jax.device_get(compiled(write, placed, *asked)(placed, *asked))
+            once = compiled(functools.partial(write, model=gathering), placed, *asked)
+            whole = jax.device_get(once(placed, *asked))
+            sent = {name: sampling_gathers(scanned, mesh, asked) for name, scanned in SCANNED.items()}
         kernel, gradient = (
             tree["params"]["layers_0"]["query"]["kernel"] for tree in (placed, got["gradients"])
         )
@@ -141,9 +164,11 @@ _SCRIPT = """
             "kernel": kernel.addressable_shards[0].data.size / kernel.size,
             "gradient": gradient.sharding.is_equivalent_to(kernel.sharding, 2),
             "rows": batch[0].tokens.addressable_shards[0].data.shape[0],
-            "gathered": gathered(program.as_text(), mesh),
+            "gathered": gathered(learner.as_text(), mesh),
             "tokens": draws.unexplained(drawn.tokens, again.tokens, drawn.mask, logits, numbers),
             "same": int(same.sum()),
+            "gathers": sent,
+            "whole": draws.unexplained(drawn.tokens, whole.tokens, drawn.mask, logits, numbers),
             "drawn": distance(again.logprobs[same], drawn.logprobs[same]),
             "distances": {name: distance(got[name], expected[name]) for name in expected},
         }
@@ -188,6 +213,9 @@ def test_a_step_on_a_mesh_is_that_on_one_device(shapes):
         assert found["kernel"] == 1 / (fsdp * tensor) and found["rows"] == N / (data * fsdp)
         assert found["gradient"] and found["gathered"] == []
         assert found["tokens"] == [] and found["same"] > 0.9 * N and found["drawn"] < 1e-5
+        assert found["whole"] == []
+        if fsdp > 1:  # bytes; a rollout has T - 1 further tokens
+            assert 0 < found["gathers"]["once"] < found["gathers"]["each"] / 2
         assert max(found["distances"].values()) < 1e-5, found["distances"]
 
 

@@ -48,7 +48,7 @@ def family_config(family: str, *, window: int = 0, **shape: Any) -> TransformerC
 # Keys of the config group `policy` that give the shape of a network of our own.
 _SHAPE = ("width", "layers", "heads", "kv_heads", "head_width", "mlp_width", "rope_theta", "norm_epsilon")
 # Keys that are a matter of choice for any network, named weights or not.
-_CHOICES = ("param_dtype", "compute_dtype", "logit_dtype", "scan_layers", "remat")
+_CHOICES = ("param_dtype", "compute_dtype", "logit_dtype", "scan_layers", "remat", "gather_to_sample")
 
 
 def choices(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from streamsynth.errors import UserError
 from streamsynth.policy.lora import adapter_axes
@@ -34,6 +34,20 @@ def constrain_variables(config: TransformerConfig, variables: dict[str, Any]) ->
     if mesh_lib.current() is None:
         return variables
     return mesh_lib.constrain_like(variables, variable_axes(config, variables))
+
+
+def gather_variables(config: TransformerConfig, variables: dict[str, Any]) -> dict[str, Any]:
+    """Within a program: variables whole along `fsdp`, and split along `tensor` alone."""
+    if mesh_lib.current() is None:
+        return variables
+
+    def whole(names: PartitionSpec) -> PartitionSpec:
+        return PartitionSpec(*("embed_act" if name == "embed" else name for name in names))
+
+    axes = variable_axes(config, variables)
+    axes = jax.tree.map(whole, axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
+    # Or XLA may move the gathering back into the loops that use it.
+    return jax.lax.optimization_barrier(mesh_lib.constrain_like(variables, axes))
 
 
 def optimizer_shardings(

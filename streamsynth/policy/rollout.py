@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from streamsynth.policy.attention import NOWHERE
+from streamsynth.policy.placement import gather_variables
 from streamsynth.policy.sampling import inverse_cdf, uniforms
 from streamsynth.policy.transformer import Transformer, empty_cache
 from streamsynth.pytrees import Array, Prompts, Rollouts
@@ -55,6 +56,8 @@ def rollout(
       stops: the tokens that end a completion; its padding is the first of them.
     """
     n, prompts = keys.shape[0], constrain(prompts, "prompts")
+    if model.config.gather_to_sample:
+        variables = gather_variables(model.config, variables)
     _, last, lengths, shared = prefill(model, variables, prompts)
     offsets = jnp.repeat(lengths, samples)
     draws = uniforms(keys, length)

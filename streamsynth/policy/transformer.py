@@ -61,6 +61,7 @@ class TransformerConfig:
       scan_layers: compiles one period and loops over it (deep models, accelerators); unrolled layers train
         and decode faster on a CPU.
       remat: recomputes a layer's activations in the backward pass.
+      gather_to_sample: on a mesh, parameters are gathered along `fsdp` once a rollout, and not once a token.
       lora: how an adapter counts, where the variables hold one.
     """
 
@@ -92,6 +93,7 @@ class TransformerConfig:
     logit_dtype: str = "float32"
     scan_layers: bool = False
     remat: bool = False
+    gather_to_sample: bool = False
     lora: LoraConfig | None = None
 
     def __post_init__(self):

@@ -19,7 +19,7 @@ from streamsynth.policy.transformer import TransformerConfig
 
 _ACTIVATION_NAMES = {"silu": "silu", "gelu_tanh": "gelu_pytorch_tanh"}
 # How a network is run, which its description does not say.
-_RUNTIME = ("param_dtype", "compute_dtype", "logit_dtype", "scan_layers", "remat", "lora")
+_RUNTIME = ("param_dtype", "compute_dtype", "logit_dtype", "scan_layers", "remat", "gather_to_sample", "lora")
 
 
 def config_fields(config: TransformerConfig, *, dtype: str, context: int) -> dict[str, Any]:
