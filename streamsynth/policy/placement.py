@@ -46,8 +46,7 @@ def gather_variables(config: TransformerConfig, variables: dict[str, Any]) -> di
 
     axes = variable_axes(config, variables)
     axes = jax.tree.map(whole, axes, is_leaf=lambda leaf: isinstance(leaf, PartitionSpec))
-    # Or XLA may move the gathering back into the loops that use it.
-    return jax.lax.optimization_barrier(mesh_lib.constrain_like(variables, axes))
+    return mesh_lib.constrain_like(variables, axes)
 
 
 def optimizer_shardings(

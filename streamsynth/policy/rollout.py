@@ -56,20 +56,27 @@ def rollout(
       stops: the tokens that end a completion; its padding is the first of them.
     """
     n, prompts = keys.shape[0], constrain(prompts, "prompts")
+
+    def gathered(variables):
+        return gather_variables(model.config, variables) if model.config.gather_to_sample else variables
+
     if model.config.gather_to_sample:
-        variables = gather_variables(model.config, variables)
+        # Here and in the loop, or XLA would find another placement for it and gather at every token.
+        variables = jax.lax.optimization_barrier(gathered(variables))
     _, last, lengths, shared = prefill(model, variables, prompts)
     offsets = jnp.repeat(lengths, samples)
     draws = uniforms(keys, length)
 
-    def logits_of(hidden):
+    def logits_of(variables, hidden):
         logits = model.apply(variables, hidden, method="logits").astype(jnp.float32) / temperature
         return constrain(logits, "logits")
 
     def ends(tokens):
         return jnp.isin(tokens, jnp.array(stops, jnp.int32))
 
-    first_token, first_logprob = inverse_cdf(jnp.repeat(logits_of(last), samples, axis=0), draws[:, 0])
+    first_token, first_logprob = inverse_cdf(
+        jnp.repeat(logits_of(variables, last), samples, axis=0), draws[:, 0]
+    )
     tokens = jnp.full((n, length), stops[0], jnp.int32).at[:, 0].set(first_token)
     logprobs = jnp.zeros((n, length), jnp.float32).at[:, 0].set(first_logprob)
     cache = empty_cache(model.config, n, length)
@@ -80,15 +87,17 @@ def rollout(
 
     def step(carry):
         t, tokens, logprobs, done, cache = carry
+        variables = gathered(kept)
         token = jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1)
         hidden, cache = model.apply(variables, token, (offsets + t - 1)[:, None], shared, cache, t - 1)
         uniform = jax.lax.dynamic_index_in_dim(draws, t, axis=1, keepdims=False)
-        drawn, logprob = inverse_cdf(logits_of(hidden[:, 0]), uniform)
+        drawn, logprob = inverse_cdf(logits_of(variables, hidden[:, 0]), uniform)
         drawn, logprob = jnp.where(done, stops[0], drawn), jnp.where(done, 0.0, logprob)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn[:, None], t, axis=1)
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob[:, None], t, axis=1)
         return t + 1, tokens, logprobs, done | ends(drawn), cache
 
+    kept = gathered(variables)
     carry = (jnp.int32(1), tokens, logprobs, ends(first_token), cache)
     _, tokens, logprobs, finished, _ = jax.lax.while_loop(running, step, carry)
     ended = ends(tokens)
