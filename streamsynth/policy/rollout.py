@@ -87,17 +87,16 @@ def rollout(
 
     def step(carry):
         t, tokens, logprobs, done, cache = carry
-        variables = gathered(kept)
+        own = gathered(variables)
         token = jax.lax.dynamic_slice_in_dim(tokens, t - 1, 1, axis=1)
-        hidden, cache = model.apply(variables, token, (offsets + t - 1)[:, None], shared, cache, t - 1)
+        hidden, cache = model.apply(own, token, (offsets + t - 1)[:, None], shared, cache, t - 1)
         uniform = jax.lax.dynamic_index_in_dim(draws, t, axis=1, keepdims=False)
-        drawn, logprob = inverse_cdf(logits_of(variables, hidden[:, 0]), uniform)
+        drawn, logprob = inverse_cdf(logits_of(own, hidden[:, 0]), uniform)
         drawn, logprob = jnp.where(done, stops[0], drawn), jnp.where(done, 0.0, logprob)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, drawn[:, None], t, axis=1)
         logprobs = jax.lax.dynamic_update_slice_in_dim(logprobs, logprob[:, None], t, axis=1)
         return t + 1, tokens, logprobs, done | ends(drawn), cache
 
-    kept = gathered(variables)
     carry = (jnp.int32(1), tokens, logprobs, ends(first_token), cache)
     _, tokens, logprobs, finished, _ = jax.lax.while_loop(running, step, carry)
     ended = ends(tokens)
