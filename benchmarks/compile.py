@@ -23,6 +23,7 @@ PODS = (
     "gemma2_9b@v5e:16x16",
     "gemma2_27b@v5p:4x4x4",
 )
+EACH = "rollout_gathering_at_every_token"
 # One host of GPUs, with an adapter.
 HOSTS = ("gemma2_2b@h100:8", "qwen3_4b@h100:8", "qwen25_7b@h100:8", "llama31_8b@h100:8", "gemma2_9b@h100:8")
 
@@ -48,6 +49,10 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
         same = (found.get("config_hash"), found.get("versions")) == (digest, versions(where))
         return found if same else {}
 
+    def save(report: dict) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(report, indent=1) + "\n")
+
     for program in names:
         if program in [one["name"] for one in known().get("programs", [])] or (only and program not in only):
             continue
@@ -57,6 +62,7 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
         before = known()
         others = [one for one in before.get("programs", []) if one["name"] != program]
         report = {
+            **before,
             "command": f"streamsynth compile --config={flag} --topology={topology} --json",
             "config_hash": digest,
             **found,
@@ -65,9 +71,14 @@ def compile_pod(name: str, topology: str, only: list[str]) -> None:
             "fits": all(one["fits"] for one in others + new),
             "advice": list(dict.fromkeys(before.get("advice", []) + found["advice"])),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, json.dumps(report, indent=1) + "\n")
+        save(report)
         print(f"{path.name}: {program}, {'fits' if found['fits'] else 'does not fit'}", flush=True)
+
+    # What it is worth to gather parameters once a rollout.
+    if config.policy.gather_to_sample and EACH not in known() and (not only or EACH in only):
+        each = config_lib.load(str(ROOT / flag), {"policy.gather_to_sample": "False"})
+        [rollout] = compile_run(each, topology, flag, ("rollout",))["programs"]
+        save({**known(), EACH: {**rollout, "commit": commit}})
 
 
 def main() -> None:

@@ -285,18 +285,21 @@ def compiled() -> str:
     lines = [
         "| config | slice | programs compiled | trained | mesh: fsdp x tensor | kept, GiB a device "
         "| most in use, GiB | of | in "
-        "| rollout: compute s | memory s | links s | update: compute s | memory s | links s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---|" + "---:|" * 6,
+        "| rollout: compute s | memory s | links s | gathering at every token: links s "
+        "| update: compute s | memory s | links s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|" + "---:|" * 7,
     ]
     for found in reports:
         programs = {one["name"]: one for one in found["programs"]}
         most = max(found["programs"], key=lambda one: one["total"])
         name = pathlib.PurePath(found["config"].partition(":")[0]).stem
+        each = found.get("rollout_gathering_at_every_token")
         floors = [
             f"{programs[program]['floor_seconds'][rate]:.2f}" if program in programs else "-"
             for program in ("rollout", "update")
             for rate in ("compute", "memory", "links")
         ]
+        floors.insert(3, f"{each['floor_seconds']['links']:.2f}" if each else "-")
         cells = [
             name if found["fits"] else f"{name} (does not fit)",
             found["topology"],
