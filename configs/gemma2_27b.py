@@ -11,9 +11,9 @@ tiny run takes under a minute on 2 CPU cores.
 
 On a pod, `pod=v5p:4x4x4` trains the same adapter on 512 samples a step, prompts of 1536 and completions of
 256 tokens. Compiled without a TPU and not run (`streamsynth compile
---config=configs/gemma2_27b.py:pod=v5p:4x4x4 --topology=v5p:4x4x4`), it fits: of 95 GiB of a chip the rollout
-takes 18.1 and the update 10.0, each with the 2.6 that a run keeps. Published rates allow a rollout in 1.39 s at
-best (memory) and an update in 2.58 s (FLOPs).
+--config=configs/gemma2_27b.py:pod=v5p:4x4x4 --topology=v5p:4x4x4`), it fits: of 95 GiB of a chip the
+rollout takes 18.1 and the update 10.0, each with the 2.6 that a run keeps. Published rates allow a rollout
+in 1.39 s at best (memory) and an update in 2.58 s (FLOPs).
 """
 
 from streamsynth.config import parse_arg

@@ -13,10 +13,10 @@ cores.
 On a pod, `pod=v5e:16x16` or `pod=v5p:4x4x4` trains the whole network, with float32 copies of its bfloat16
 parameters in the optimizer, on 512 samples a step, prompts of 1536 and completions of 256 tokens. Compiled
 without a TPU and not run (`streamsynth compile --config=configs/gemma2_9b.py:pod=v5e:16x16
---topology=v5e:16x16`, and v5p:4x4x4 alike), both fit: of 15.75 GiB of a chip of v5e the update takes 8.4 and
-the rollout 6.0, with the 0.6 that a run keeps; of 95 GiB of a chip of v5p 10.0 and 9.3, with 2.4. Published
-rates allow a rollout in 1.54 s at best on v5e:16x16 and in 0.54 s on v5p:4x4x4 (memory), and an update in 0.67 s
-and 1.15 s (FLOPs).
+--topology=v5e:16x16`, and v5p:4x4x4 alike), both fit: of 15.75 GiB of a chip of v5e the update takes 8.4
+and the rollout 6.0, with the 0.6 that a run keeps; of 95 GiB of a chip of v5p 10.0 and 9.3, with 2.4.
+Published rates allow a rollout in 1.54 s at best on v5e:16x16 and in 0.54 s on v5p:4x4x4 (memory), and an
+update in 0.67 s and 1.15 s (FLOPs).
 """
 
 from streamsynth.config import parse_arg

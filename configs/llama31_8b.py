@@ -12,9 +12,9 @@ cores.
 
 On a pod, `pod=v5p:4x4x4` trains the whole network, with float32 copies of its bfloat16 parameters in the
 optimizer, on 512 samples a step, prompts of 1536 and completions of 256 tokens. Compiled without a TPU and
-not run (`streamsynth compile --config=configs/llama31_8b.py:pod=v5p:4x4x4 --topology=v5p:4x4x4`), it fits: of 95
-GiB of a chip the update takes 7.9, the rollout 6.4 and no other program more, each with the 2.1 that a run
-keeps. Published rates allow a rollout in 0.39 s at best (memory) and an update in 0.89 s (FLOPs).
+not run (`streamsynth compile --config=configs/llama31_8b.py:pod=v5p:4x4x4 --topology=v5p:4x4x4`), it fits:
+of 95 GiB of a chip the update takes 7.9, the rollout 6.4 and no other program more, each with the 2.1 that
+a run keeps. Published rates allow a rollout in 0.39 s at best (memory) and an update in 0.89 s (FLOPs).
 """
 
 from streamsynth.config import parse_arg
