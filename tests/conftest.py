@@ -32,6 +32,20 @@ settings.load_profile("streamsynth")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+# Minutes each: begun last, one would be run while the other workers have nothing left to do.
+_LONGEST = ("test_hosts_run.py", "test_sharded.py", "test_lag_processes.py", "test_stories.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "slow":
+        config.option.loadscopereorder = False  # xdist's own order, by the number of tests
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.option.markexpr == "slow":
+        items.sort(key=lambda item: item.path.name not in _LONGEST)
+
+
 def pytest_unconfigure() -> None:
     if _OWN_CACHE is not None:
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)

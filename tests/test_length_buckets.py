@@ -56,7 +56,7 @@ def test_samples_logprobs_and_gradients_are_those_of_the_full_length():
     short = tiny.prompts(rng, B, SHORT)
     keys = sample_keys(jax.random.key(1), B, G)
     advantage = rng.normal(size=B * G).astype(np.float32)
-    params = tiny.params()
+    params = tiny.initial_params()
 
     @tiny.quick_jit
     def write(prompts):

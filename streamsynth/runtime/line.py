@@ -253,6 +253,10 @@ class Line:
         faulthandler.dump_traceback(file=self._stream, all_threads=True)
 
     def _end(self, message: str, code: int) -> None:
+        if self._exit is os._exit:
+            # The main thread may wait for a device with Python's lock in its hands: then this one would never
+            # come to its last line. The watchdog needs no lock, and says where each thread was.
+            faulthandler.dump_traceback_later(_FAREWELL_SECONDS + 5, exit=True, file=self._stream)
         print(f"streamsynth: error: {message}", file=self._stream, flush=True)
         if self.index == 0:
             self._outlast()
