@@ -7,8 +7,8 @@ configs/paper_folders.py fills. Arguments: `tiny` (without weights: a small poli
 embedded worlds; with them: those weights, two tasks, a few steps), `seed=N`, `pod`.
 
 A LoRA adapter of rank 64. Meant for one host of eight accelerators, such as TPU v5e-8. Not measured: no
-such host was at hand, and whether it fits has not been tried. The tiny run takes under a minute on 2 CPU
-cores.
+such host was at hand. Compiled for eight H100 and not run (`streamsynth compile --config=configs/gemma2_2b.py
+--topology=h100:8`), it fits: 9.9 of 59.3 GiB. The tiny run takes under a minute on 2 CPU cores.
 
 On a pod, `pod=v5e:4x4` trains the whole network, with float32 copies of its bfloat16 parameters in the
 optimizer, on 512 samples a step, prompts of 1536 and completions of 256 tokens. Compiled without a TPU and
