@@ -60,10 +60,14 @@ def last_step(workdir: Path) -> int:
     return max(steps, default=-1)
 
 
+def running(started: list[subprocess.Popen]) -> bool:
+    return all(process.poll() is None for process in started)
+
+
 def until(started: list[subprocess.Popen], workdir: Path, step: int) -> None:
     """Waits for checkpoint `step` or a later one."""
     while last_step(workdir) < step:
-        assert all(process.poll() is None for process in started), said(workdir, 0)[-3000:]
+        assert running(started), said(workdir, 0)[-3000:]
         time.sleep(0.02)
 
 
@@ -103,18 +107,12 @@ def test_killed_at_random_moments(whole, tmp_path, seed):
     workdir = tmp_path / "run_0"
     while killed < kills:
         before, started = last_step(workdir), whole.start(workdir)
-
-        def lasts(seconds, started=started):
-            moment = time.monotonic() + seconds
-            while time.monotonic() < moment and all(process.poll() is None for process in started):
-                time.sleep(0.02)
-
         if killed % 2:
-            while last_step(workdir) == before and all(process.poll() is None for process in started):
+            while running(started) and last_step(workdir) == before:
                 time.sleep(0.02)
-            lasts(rng.uniform(0, 3))
-        else:
-            lasts(rng.uniform(0, whole.seconds / 2))
+        moment = time.monotonic() + rng.uniform(0, 3 if killed % 2 else whole.seconds / 2)
+        while running(started) and time.monotonic() < moment:
+            time.sleep(0.02)
         victim, saved = rng.randrange(2), last_step(workdir) > before
         started[victim].kill()
         start = time.monotonic()

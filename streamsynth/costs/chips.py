@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from streamsynth.costs.gpus import KINDS
 from streamsynth.errors import UserError
 
 GIB = 2.0**30
@@ -44,7 +45,7 @@ CHIPS = {
     "h100": Chip(84.94e9, usable=0.75 * 84.94e9, memory_rate=3350e9, flops=989e12, link_rate=900e9 / 2),
     "h200": Chip(151.4e9, usable=0.75 * 151.4e9, memory_rate=4800e9, flops=989e12, link_rate=900e9 / 2),
 }
-GPUS = ("a100", "h100", "h200")
+GPUS = tuple(KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
