@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -37,7 +40,8 @@ class Peer:
     def __init__(self, index: int, count: int, sockets, log: Path, **options):
         self.ended = Ended(sockets)
         self.log = log
-        self.line = Line(index, count, sockets, exit=self.ended, stream=open(log, "w"), **options)  # noqa: SIM115
+        options = {"exit": self.ended, "watchdog": lambda seconds, stream: None, **options}
+        self.line = Line(index, count, sockets, stream=open(log, "w"), **options)  # noqa: SIM115
 
     def said(self) -> str:
         return self.log.read_text()
@@ -174,6 +178,46 @@ def test_a_silent_process_counts_as_lost(tmp_path):
     assert peer.ended.event.wait(10) and peer.ended[0] == LOST
     assert "process 1 has not been heard of" in peer.said()
     there.close()
+
+
+# `keep` holds Python's lock for a minute: sleep() of the C library, called so that it does not let it go.
+_PROCESS = """
+    import ctypes, socket, sys, time
+    from streamsynth.runtime.line import Line
+
+    keep = lambda: ctypes.PyDLL(None).sleep(60)
+    line = Line(1, 2, {0: socket.socket(fileno=int(sys.argv[1]))}, silence=1.0)
+"""
+
+
+def end_of_a_process(script: str, *heard: str) -> tuple[int, str]:
+    """The exit code of a real process, and what it printed: it hears this on its line, in every 0.2 s one."""
+    here, there = socket.socketpair()
+    with here, there:
+        process = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(_PROCESS) + script, str(there.fileno())],
+            pass_fds=[there.fileno()],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        there.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            for kind in heard:
+                here.sendall(encode({"kind": kind, "ticks": 0}))
+                time.sleep(0.2)
+        return process.wait(40), process.stderr.read()
+
+
+@pytest.mark.parametrize("before", [0.0, 1.5])
+def test_a_process_whose_lock_is_never_let_go_ends_and_says_where_it_was(before):
+    code, said = end_of_a_process(f"time.sleep({before}); keep()", *["alive"] * 25)
+    assert code == LOST
+    assert "Timeout" in said and "in <lambda>" in said
+
+
+def test_the_watchdog_lets_a_living_process_be_and_ends_with_its_line():
+    code, said = end_of_a_process("time.sleep(2); line.close(); time.sleep(1.5)", *["alive"] * 15, "bye")
+    assert (code, said) == (0, "")
 
 
 def test_signs_of_life_keep_a_line_open(peers):

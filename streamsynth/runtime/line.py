@@ -3,6 +3,7 @@
 Process 0 is its hub. On it go what the hosts' programs have to tell each other (texts, scores, small
 arrays), that one of them has failed, and signs of life. A thread of its own listens: it ends the process when
 another one has failed or is gone, also while the main thread waits for a device that will never answer.
+Where that thread cannot run, because another one keeps Python's lock, a watchdog ends the process.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ _FAREWELL_SECONDS = 5.0
 LOST = 1
 
 
+def end_unless_called_again(seconds: float | None, stream: TextIO) -> None:
+    """Ends the process with `LOST` after so many seconds, and prints the stacks of its threads before.
+
+    Called again, it counts anew; with None, not at all. It takes no lock of Python's, and so is there also
+    where a thread keeps that one for ever. A process has one such clock: faulthandler's.
+    """
+    faulthandler.cancel_dump_traceback_later()
+    if seconds is not None:
+        faulthandler.dump_traceback_later(seconds, exit=True, file=stream)
+
+
 class Line:
     """The line of one process.
 
@@ -39,6 +51,8 @@ class Line:
       stall: seconds without progress of any process (`tick`) after which every process prints the stacks of
         its threads.
       exit: ends the process at once.
+      watchdog: `end_unless_called_again`, which the listening thread calls at every beat with `silence`
+        seconds: a process that cannot call it has been silent for the others too.
       stream: where stacks and the last words of a process go.
     """
 
@@ -51,12 +65,14 @@ class Line:
         silence: float = 60.0,
         stall: float = 600.0,
         exit: Callable[[int], None] = os._exit,
+        watchdog: Callable[[float | None, TextIO], None] = end_unless_called_again,
         stream: TextIO | None = None,
     ):
         self.index, self.count = index, count
         self._sockets = dict(sockets)
         self._silence, self.stall, self._exit = silence, stall, exit
         self._stream = sys.stderr if stream is None else stream
+        self._watchdog = watchdog
         self._sending = {peer: threading.Lock() for peer in sockets}
         self._changed = threading.Condition()
         self._arrived: dict[tuple[int, int], tuple[str, Any]] = {}  # (peer, number of the gather)
@@ -66,6 +82,7 @@ class Line:
         self._heard = dict.fromkeys(sockets, time.monotonic())
         self._left: set[int] = set()  # who has said goodbye, or whose socket is closed
         self._closing = False
+        watchdog(silence, self._stream)
         self._thread = threading.Thread(target=self._run, daemon=True, name="line between processes")
         self._thread.start()
 
@@ -151,6 +168,8 @@ class Line:
             self._listen()
         except Exception as error:  # without its thread a process would wait for ever
             self._end(f"the line between the processes broke: {type(error).__name__}: {error}", LOST)
+        else:
+            self._watchdog(None, self._stream)
 
     def _listen(self) -> None:
         selector = selectors.DefaultSelector()
@@ -178,6 +197,7 @@ class Line:
             now = time.monotonic()
             if now - beaten >= beat:
                 beaten = now
+                self._watchdog(self._silence, self._stream)
                 self._beat()
             self._find_silent(now)
             if self.index == 0:  # it hears of everyone's progress
@@ -253,10 +273,8 @@ class Line:
         faulthandler.dump_traceback(file=self._stream, all_threads=True)
 
     def _end(self, message: str, code: int) -> None:
-        if self._exit is os._exit:
-            # The main thread may wait for a device with Python's lock in its hands: then this one would never
-            # come to its last line. The watchdog needs no lock, and says where each thread was.
-            faulthandler.dump_traceback_later(_FAREWELL_SECONDS + 5, exit=True, file=self._stream)
+        # Whatever another thread holds from here on, this process ends.
+        self._watchdog(2 * _FAREWELL_SECONDS, self._stream)
         print(f"streamsynth: error: {message}", file=self._stream, flush=True)
         if self.index == 0:
             self._outlast()
