@@ -23,6 +23,7 @@ CONFIG = TransformerConfig(vocab_size=V, **tiny.SHAPE)
 MODEL = Transformer(CONFIG)
 UNBOUNDED = Choices("others", "lagged", "constant", clip_low=1.0, clip_high=np.inf)
 OURS = OBJECTIVES["streamsynth"]
+ROUNDING = 2e-6  # of a gradient's length: 16 times float32's
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +88,7 @@ def learned(newer, older, texts, choices, weighed=True):
 
 
 def away(found, wanted):
+    """The distance of a gradient from another, of its length."""
     return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
 
 
@@ -96,9 +98,9 @@ def test_of_single_tokens_the_older_policys_batch_gives_the_newer_ones_gradient(
     wanted = tiny.flat(truth(newer, *texts))
     found, figures, ratio = learned(newer, older, texts, UNBOUNDED)
     assert ratio.max() > 1.28 and ratio.min() < 0.8  # the weights have something to do
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+    assert away(found, wanted) < ROUNDING
     unweighed, *_ = learned(newer, older, texts, UNBOUNDED, weighed=False)
-    assert away(found, wanted) < 1e-4 and away(unweighed, wanted) > 0.1
+    assert away(unweighed, wanted) > 0.1
     # Effective sample size and mean of the tokens' ratios, here each token once.
     assert figures["ratio/mean"] == pytest.approx(ratio.mean(), rel=1e-5)
     size = ratio.sum() ** 2 / (ratio**2).sum() / ratio.size
@@ -124,11 +126,11 @@ def test_of_longer_texts_each_token_is_weighed_by_its_own_ratio(policies):
         return jax.vjp(own, params)[1](coefficients)[0]
 
     by_token = tiny.flat(scores(newer, ((chance * worth)[:, None] * ratio).astype(np.float32)))
-    np.testing.assert_allclose(found, by_token, rtol=1e-5, atol=1e-6)
+    assert away(found, by_token) < ROUNDING
     # With the product of a text's ratios it would be the newer policy's own; without any it is further off.
     whole = ((chance * worth) * ratio.prod(axis=1))[:, None] * np.ones_like(ratio)
     of_whole = tiny.flat(scores(newer, whole.astype(np.float32)))
-    np.testing.assert_allclose(of_whole, wanted, rtol=1e-5, atol=1e-6)
+    assert away(of_whole, wanted) < ROUNDING
     assert away(found, wanted) < 0.9 * away(unweighed, wanted)
 
 
