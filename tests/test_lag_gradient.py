@@ -87,20 +87,15 @@ def learned(newer, older, texts, choices, weighed=True):
     return -tiny.flat(gradient), figures, np.exp(own - behaviour)
 
 
-def away(found, wanted):
-    """The distance of a gradient from another, of its length."""
-    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
-
-
 def test_of_single_tokens_the_older_policys_batch_gives_the_newer_ones_gradient(policies):
     older, newer = policies
     texts = every_text(1)
     wanted = tiny.flat(truth(newer, *texts))
     found, figures, ratio = learned(newer, older, texts, UNBOUNDED)
     assert ratio.max() > 1.28 and ratio.min() < 0.8  # the weights have something to do
-    assert away(found, wanted) < ROUNDING
+    assert tiny.away(found, wanted) < ROUNDING
     unweighed, *_ = learned(newer, older, texts, UNBOUNDED, weighed=False)
-    assert away(unweighed, wanted) > 0.1
+    assert tiny.away(unweighed, wanted) > 0.1
     # Effective sample size and mean of the tokens' ratios, here each token once.
     assert figures["ratio/mean"] == pytest.approx(ratio.mean(), rel=1e-5)
     size = ratio.sum() ** 2 / (ratio**2).sum() / ratio.size
@@ -126,12 +121,12 @@ def test_of_longer_texts_each_token_is_weighed_by_its_own_ratio(policies):
         return jax.vjp(own, params)[1](coefficients)[0]
 
     by_token = tiny.flat(scores(newer, ((chance * worth)[:, None] * ratio).astype(np.float32)))
-    assert away(found, by_token) < ROUNDING
+    assert tiny.away(found, by_token) < ROUNDING
     # With the product of a text's ratios it would be the newer policy's own; without any it is further off.
     whole = ((chance * worth) * ratio.prod(axis=1))[:, None] * np.ones_like(ratio)
     of_whole = tiny.flat(scores(newer, whole.astype(np.float32)))
-    assert away(of_whole, wanted) < ROUNDING
-    assert away(found, wanted) < 0.9 * away(unweighed, wanted)
+    assert tiny.away(of_whole, wanted) < ROUNDING
+    assert tiny.away(found, wanted) < 0.9 * tiny.away(unweighed, wanted)
 
 
 def test_clipping_bounds_what_a_token_may_weigh(policies):

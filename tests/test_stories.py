@@ -67,47 +67,67 @@ def stream(folder):
     return config
 
 
-@pytest.mark.slow
-def test_a_stream_of_two_tasks_trains_it_by_lora(folder, tmp_path):
-    before, base = content_hash(folder), load(folder)[1]
-    api.train(stream(folder), tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(folder, tmp_path_factory):
+    """A finished run of that stream, its exported policy, and the hash of the base's folder before it."""
+    root, before = tmp_path_factory.mktemp("stories"), content_hash(folder)
+    api.train(stream(folder), root / "run")
+    api.export(root / "run", root / "merged")
+    return root, before
 
+
+@pytest.fixture(scope="module")
+def beside(trained):
+    """Token ids, and their logits by the policy as it was trained: the frozen base beside the adapter."""
+    root, _ = trained
+    tokens = np.random.default_rng(0).integers(3, 512, (2, 60))
+    setting, run_state, _ = api._finished(root / "run")
+    return tokens, logits(setting.model, setting.variables(run_state.params), tokens)
+
+
+def logits(model, variables, tokens):
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+
+    @tiny.quick_jit
+    def whole(variables):
+        hidden, _ = model.apply(variables, tokens, positions)
+        return model.apply(variables, hidden, method="logits")
+
+    return np.asarray(whole(variables))
+
+
+@pytest.mark.slow
+def test_a_stream_of_two_tasks_trains_it_by_lora(folder, trained):
+    root, before = trained
     # The base is bit-identical on disk, and no copy of it is in the run.
     assert content_hash(folder) == before
-    assert [path.name for path in (tmp_path / "run" / "policy").iterdir()] == ["policy.json"]
-    jax.tree.map(np.testing.assert_array_equal, load(folder)[1], base)
-    state = runs.state(tmp_path / "run")
-    trained = {path: leaf for path, leaf in state.items() if path.startswith("params/")}
-    assert {path.split("/")[1] for path in trained} == {"lora"}
-    assert all(np.abs(leaf).max() > 0 for path, leaf in trained.items() if path.endswith("/b"))
-    assert sum(leaf.size for leaf in trained.values()) < 0.2 * sum(p.size for p in jax.tree.leaves(base))
+    assert [path.name for path in (root / "run" / "policy").iterdir()] == ["policy.json"]
+    state = runs.state(root / "run")
+    adapter = {path: leaf for path, leaf in state.items() if path.startswith("params/")}
+    assert {path.split("/")[1] for path in adapter} == {"lora"}
+    assert all(np.abs(leaf).max() > 0 for path, leaf in adapter.items() if path.endswith("/b"))
+    size = sum(leaf.size for leaf in jax.tree.leaves(load(folder)[1]))
+    assert sum(leaf.size for leaf in adapter.values()) < 0.2 * size
 
     # Each turn's tuning made examples likelier that it was not tuned to.
-    rows = [r for r in runs.read_jsonl(tmp_path / "run" / "metrics.jsonl") if "supervised/held_out" in r]
+    rows = [r for r in runs.read_jsonl(root / "run" / "metrics.jsonl") if "supervised/held_out" in r]
     assert [row["task"] for row in rows] == ["market_1", "restaurant_1"]
     for row in rows:
         assert row["supervised/held_out"] < row["supervised/held_out_before"] - 0.3
 
-    api.export(tmp_path / "run", tmp_path / "merged")
-    model, merged = load(tmp_path / "merged")
-    tokens = np.random.default_rng(0).integers(3, 512, (2, 60))
-    positions = np.broadcast_to(np.arange(60), tokens.shape)
 
-    @tiny.quick_jit
-    def logits(variables):
-        hidden, _ = model.apply(variables, tokens, positions)
-        return model.apply(variables, hidden, method="logits")
+@pytest.mark.slow
+def test_its_export_is_the_base_with_the_adapter(folder, trained, beside):
+    tokens, expected = beside
+    ours = logits(*load(trained[0] / "merged"), tokens)
+    assert np.abs(ours - logits(*load(folder), tokens)).max() > 0.1
+    np.testing.assert_allclose(ours, expected, atol=1e-4)
 
-    ours = np.asarray(logits(merged))
-    assert np.abs(ours - np.asarray(logits(base))).max() > 0.1
-    # The policy as it was trained: the frozen base with the adapter beside it.
-    setting, run_state, _ = api._finished(tmp_path / "run")
-    with_adapter = setting.variables(run_state.params)
-    hidden, _ = setting.model.apply(with_adapter, tokens, positions)
-    beside = np.asarray(setting.model.apply(with_adapter, hidden, method="logits"))
-    np.testing.assert_allclose(ours, beside, atol=1e-4)
 
+@pytest.mark.slow
+def test_its_export_in_transformers(trained, beside):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    tokens, expected = beside
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(trained[0] / "merged")
     with torch.no_grad():
-        np.testing.assert_allclose(theirs(torch.tensor(tokens)).logits.numpy(), beside, atol=1e-4)
+        np.testing.assert_allclose(theirs(torch.tensor(tokens)).logits.numpy(), expected, atol=1e-4)

@@ -72,6 +72,12 @@ def flat(tree) -> np.ndarray:
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
 
 
+def away(found, wanted) -> float:
+    """The distance of one tree from another, a gradient say, as a part of the other's length."""
+    found, wanted = flat(found), flat(wanted)
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
 @functools.cache
 def tokenizer() -> MarkerTokenizer:
     """A tokenizer of the worlds' words."""
