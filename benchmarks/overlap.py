@@ -7,8 +7,9 @@ its own judges alone, and with a scorer in a process of its own that answers aft
 a network would. The two lags take turns, --steps at a time, so that what else the machine does meets both.
 Writes benchmarks/results/overlap.json and prints the README's table.
 
-A step with lag 1 saves at most the time of a rollout, and only as far as the host has to wait for something
-else than this device. On a CPU the device's work and the host's take the same cores from each other.
+A step with lag 1 saves at most the time of a rollout, which is measured too (prompts rendered, tokens written
+and fetched), and only as far as the host has to wait for something else than this device. On a CPU the
+device's work and the host's take the same cores from each other.
 """
 
 import argparse
@@ -26,7 +27,9 @@ import jax
 import numpy as np
 
 from streamsynth import api, assemble, turn, weights
+from streamsynth.learner.collect import arrive
 from streamsynth.runtime import mesh as mesh_lib
+from streamsynth.step import dispatched
 from streamsynth.stream.kept import Kept
 from streamsynth.tasks import worlds
 
@@ -66,6 +69,7 @@ class Stream:
         tasks = assemble.load_tasks(config)
         self.setting = assemble.assemble(config, tasks, weights.base_policy(config, tasks))
         self.state = assemble.first_state(self.setting).replace(turn_step=np.int32(1), step=np.int32(1))
+        self.asked = tasks[0]
         self.kept = Kept(tasks[0], config.dataset.near_duplicate, config.rollout.best_kept)
 
     def seconds(self, steps: int) -> list[float]:
@@ -77,25 +81,44 @@ class Stream:
                 found.append(time.monotonic() - begin)
         return found
 
+    def rollout_seconds(self, batches: int) -> list[float]:
+        found = []
+        with mesh_lib.use(self.setting.mesh):
+            for batch in range(batches):
+                begin = time.monotonic()
+                arrive(dispatched(self.setting, self.state, self.asked, self.kept, "alone", batch))
+                found.append(time.monotonic() - begin)
+        return found
+
 
 def measure(prompts: int, steps: int, rounds: int, scorer: bool) -> dict[str, float]:
-    """Medians of the seconds that a step takes with either lag, and their ratio."""
+    """Medians of the seconds that a step takes with either lag, their ratio, and those of a rollout."""
     with tempfile.TemporaryDirectory() as cache:
         streams = [Stream(cache, prompts, lag, scorer) for lag in LAGS]
         for stream in streams:
             stream.seconds(3)  # compiles
-        found: list[list[float]] = [[], []]
+        found, alone = [[], []], []
         for _ in range(rounds):
             for lag in LAGS:
                 found[lag] += streams[lag].seconds(steps)
+            alone += streams[0].rollout_seconds(steps)
     medians = [statistics.median(times) for times in found]
-    return {"lag 0": medians[0], "lag 1": medians[1], "ratio": medians[1] / medians[0]}
+    return {
+        "lag 0": medians[0],
+        "lag 1": medians[1],
+        "ratio": medians[1] / medians[0],
+        "rollout": statistics.median(alone),
+    }
 
 
 def table(report: dict[str, Any]) -> str:
-    lines = ["| seconds a step | `rollout.lag = 0` | `rollout.lag = 1` | ratio |", "|---|---:|---:|---:|"]
+    lines = [
+        "| seconds a step | `rollout.lag = 0` | `rollout.lag = 1` | ratio | a rollout alone |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, row in report["cases"].items():
-        lines.append(f"| {name} | {row['lag 0']:.2f} | {row['lag 1']:.2f} | {row['ratio']:.2f} |")
+        figures = " | ".join(f"{row[key]:.2f}" for key in ("lag 0", "lag 1", "ratio", "rollout"))
+        lines.append(f"| {name} | {figures} |")
     return "\n".join(
         [*lines, "", f"Medians of {report['steps']} steps; {report['device']} (`{report['command']}`)."]
     )
