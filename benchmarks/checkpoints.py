@@ -6,7 +6,7 @@ A state of --megabytes in 48 float32 arrays on one device. Measured are the seco
 the loop up, written meanwhile or not, the seconds until it is complete, those that sealing it and comparing
 the seal take, and those of reading it; then, on a small one, how many of --flips single bits turned over at
 random in the files of the arrays Orbax notices when it reads them, and how many the seal shows. Writes
-benchmarks/results/checkpoints.json and prints the README's table.
+benchmarks/results/checkpoints.json.
 """
 
 import argparse
@@ -97,25 +97,6 @@ def flips(count: int) -> dict[str, int]:
     return found
 
 
-def table(report: dict[str, Any]) -> str:
-    s, f = report["seconds"], report["flips"]
-    lines = [
-        f"| {report['megabytes']} MB of arrays | seconds |",
-        "|---|---:|",
-        f"| the loop is held up, `checkpoint.asynchronous = True` | {s['save, asynchronous']:.2f} |",
-        f"| and False | {s['save, synchronous']:.2f} |",
-        f"| complete after | {s['save, asynchronous'] + s['wait, asynchronous']:.2f} |",
-        f"| of which sealing (read back and summed) | {s['seal']:.2f} |",
-        f"| comparing the seal before a restore | {s['check']:.2f} |",
-        f"| restoring | {s['restore']:.2f} |",
-        "",
-        f"Of {f['flips']} single bits turned over in the files of the arrays, {f['harmless']} changed "
-        f"nothing that is read, Orbax alone noticed {f['orbax']}, and the seal shows {f['seal']}. Medians of "
-        f"{report['repeats']}; {report['device']} (`{report['command']}`).",
-    ]
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--megabytes", type=int, default=400)
@@ -142,7 +123,6 @@ def main() -> None:
         "flips": flips(arguments.flips),
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))
 
 
 if __name__ == "__main__":

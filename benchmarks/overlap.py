@@ -5,7 +5,7 @@
 Steps by reward of the quickstart's tiny policy, --prompts x 16 samples each, with `rollout.lag` 0 and 1: with
 its own judges alone, and with a scorer in a process of its own that answers after --seconds, as a judge over
 a network would. The two lags take turns, --steps at a time, so that what else the machine does meets both.
-Writes benchmarks/results/overlap.json and prints the README's table.
+Writes benchmarks/results/overlap.json.
 
 A step with lag 1 saves at most the time of a rollout, which is measured too (prompts rendered, tokens written
 and fetched), and only as far as the host has to wait for something else than this device. On a CPU the
@@ -21,7 +21,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import numpy as np
@@ -111,19 +110,6 @@ def measure(prompts: int, steps: int, rounds: int, scorer: bool) -> dict[str, fl
     }
 
 
-def table(report: dict[str, Any]) -> str:
-    lines = [
-        "| seconds a step | `rollout.lag = 0` | `rollout.lag = 1` | ratio | a rollout alone |",
-        "|---|---:|---:|---:|---:|",
-    ]
-    for name, row in report["cases"].items():
-        figures = " | ".join(f"{row[key]:.2f}" for key in ("lag 0", "lag 1", "ratio", "rollout"))
-        lines.append(f"| {name} | {figures} |")
-    return "\n".join(
-        [*lines, "", f"Medians of {report['steps']} steps; {report['device']} (`{report['command']}`)."]
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, default=64)
@@ -153,7 +139,6 @@ def main() -> None:
         },
     }
     arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(table(report))
 
 
 if __name__ == "__main__":

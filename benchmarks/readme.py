@@ -322,6 +322,43 @@ def compiled() -> str:
     return "\n".join([*lines, "", note])
 
 
+def checkpoints() -> str:
+    """What a checkpoint costs the loop, and how much damage is noticed."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "checkpoints.json").read_text())
+    seconds, flips = found["seconds"], found["flips"]
+    complete = seconds["save, asynchronous"] + seconds["wait, asynchronous"]
+    rows = {
+        "the loop is held up, `checkpoint.asynchronous = True`": seconds["save, asynchronous"],
+        "and False": seconds["save, synchronous"],
+        "complete after": complete,
+        "of which sealing (read back and summed)": seconds["seal"],
+        "comparing the seal before a restore": seconds["check"],
+        "restoring": seconds["restore"],
+    }
+    lines = [f"| {found['megabytes']} MB of arrays | seconds |", "|---|---:|"]
+    lines += [f"| {name} | {value:.2f} |" for name, value in rows.items()]
+    note = (
+        f"Of {flips['flips']} single bits turned over in the files of the arrays, {flips['harmless']} "
+        f"changed nothing that is read, Orbax alone noticed {flips['orbax']}, and the seal shows {flips['seal']}. "
+        f"Medians of {found['repeats']}; {found['device']} (`{found['command']}`)."
+    )
+    return "\n".join([*lines, "", note])
+
+
+def overlap() -> str:
+    """Seconds of a step with and without a batch that is written meanwhile."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "overlap.json").read_text())
+    lines = [
+        "| seconds a step | `rollout.lag = 0` | `rollout.lag = 1` | ratio | a rollout alone |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in found["cases"].items():
+        figures = " | ".join(f"{row[key]:.2f}" for key in ("lag 0", "lag 1", "ratio", "rollout"))
+        lines.append(f"| {name} | {figures} |")
+    note = f"Medians of {found['steps']} steps; {found['device']} (`{found['command']}`)."
+    return "\n".join([*lines, "", note])
+
+
 TABLES = {
     "learning": learning,
     "real_text": real_text,
@@ -331,6 +368,8 @@ TABLES = {
     "judges": judges,
     "planted": planted,
     "compiled": compiled,
+    "checkpoints": checkpoints,
+    "overlap": overlap,
 }
 
 
