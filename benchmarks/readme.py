@@ -339,8 +339,8 @@ def checkpoints() -> str:
     lines += [f"| {name} | {value:.2f} |" for name, value in rows.items()]
     note = (
         f"Of {flips['flips']} single bits turned over in the files of the arrays, {flips['harmless']} "
-        f"changed nothing that is read, Orbax alone noticed {flips['orbax']}, and the seal shows {flips['seal']}. "
-        f"Medians of {found['repeats']}; {found['device']} (`{found['command']}`)."
+        f"changed nothing that is read, Orbax alone noticed {flips['orbax']}, and the seal shows "
+        f"{flips['seal']}. Medians of {found['repeats']}; {found['device']} (`{found['command']}`)."
     )
     return "\n".join([*lines, "", note])
 
