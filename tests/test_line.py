@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import socket
 import subprocess
 import sys
@@ -218,6 +219,16 @@ def test_a_process_whose_lock_is_never_let_go_ends_and_says_where_it_was(before)
 def test_the_watchdog_lets_a_living_process_be_and_ends_with_its_line():
     code, said = end_of_a_process("time.sleep(2); line.close(); time.sleep(1.5)", *["alive"] * 15, "bye")
     assert (code, said) == (0, "")
+
+
+def test_stacks_go_to_the_process_where_a_notebook_has_taken_standard_error(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    (here, there), streams = socket.socketpair(), []
+    line = Line(1, 2, {0: here}, watchdog=lambda seconds, stream: streams.append(stream))
+    there.sendall(encode({"kind": "bye"}))
+    line.close()
+    there.close()
+    assert set(streams) == {sys.__stderr__}
 
 
 def test_signs_of_life_keep_a_line_open(peers):

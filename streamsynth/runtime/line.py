@@ -71,7 +71,7 @@ class Line:
         self.index, self.count = index, count
         self._sockets = dict(sockets)
         self._silence, self.stall, self._exit = silence, stall, exit
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = _standard_error() if stream is None else stream
         self._watchdog = watchdog
         self._sending = {peer: threading.Lock() for peer in sockets}
         self._changed = threading.Condition()
@@ -293,6 +293,15 @@ class Line:
                     connected.settimeout(left)
                     if not connected.recv(_READ_BYTES):
                         break
+
+
+def _standard_error() -> TextIO:
+    """Where stacks can be printed: a notebook's own standard error has no descriptor."""
+    try:
+        sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return sys.__stderr__
+    return sys.stderr
 
 
 # --- Who is at the other end ---
