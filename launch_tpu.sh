@@ -24,8 +24,9 @@
 #   --dry-run      prints the gcloud commands and runs none
 #
 # What runs on the workers does not need this connection: it goes on when that is lost, and after Ctrl-C, and
-# the same line joins it again. A run starts again when its slice is gone, or when it ends with exit code 75
-# (it was told to stop, and has saved); any other failure ends it. Slices stay, and cost, until `delete`.
+# the same line joins it again (of a sweep with the same commands in any order). A run starts again when its
+# slice is gone, when its machine went down, or when it ends with exit code 75 (it was told to stop, and has
+# saved); any other failure ends it. Slices stay, and cost, until `delete`.
 # For slices of several hosts gcloud wants the ssh key in the agent: ssh-add ~/.ssh/google_compute_engine
 # shellcheck disable=SC2329 # functions that are called by their name in a variable
 set -euo pipefail
@@ -99,25 +100,30 @@ create_slice() {
   return "$gcloud_failed"
 }
 
-# A place in the queue takes its VMs with it.
+# A place in the queue takes its own VMs with it; others may have its name since.
 delete_slice() {
-  local kind force=--force state
+  local kind force=--force state found=""
   for kind in queued-resources tpu-vm; do
     state=$(describe "$kind") || return
     if [[ "$state" != MISSING ]]; then
       call compute tpus "$kind" delete "$name" "${place[@]}" $force --quiet || return "$gcloud_failed"
-      return
+      found=1
     fi
     force=""
   done
-  say "there is no $name in $zone."
+  [[ -n "$found" ]] || say "there is no $name in $zone."
 }
 
 # Returns when the slice is ready: makes it where it is missing or was taken away, and waits.
 ensure_slice() {
-  local state last=""
+  local state last="" missed=0
   while :; do
-    state=$(slice_state) || return
+    if ! state=$(slice_state); then # in days of waiting gcloud fails now and then
+      [[ -n "$last" ]] && ((++missed < 10)) || return "$gcloud_failed"
+      sleep 30
+      continue
+    fi
+    missed=0
     [[ "$state" == "$last" || "$state" == MISSING ]] || say "$name is $state"
     last="$state"
     case "$state" in
@@ -125,7 +131,7 @@ ensure_slice() {
       MISSING) create_slice || return ;;
       PREEMPTED | TERMINATED | SUSPENDED) delete_slice || return ;;
       *ING | ACCEPTED | WAITING_FOR_RESOURCES) sleep 30 ;;
-      *) say "error: see with gcloud's describe why $name is $state, then delete it." && return 1 ;;
+      *) say "error: see with gcloud's describe why $name is $state, then delete it." && set_up="" && return 1 ;;
     esac
   done
 }
@@ -144,7 +150,10 @@ worker_head() {
 refuse() { echo "launch_tpu.sh: error: $1" >&2; exit 2; }
 mkdir -p ~/run && exec 9>~/run/lock
 busy=""
-flock -n 9 || busy=1
+until flock -n 9; do
+  [ "$(cat ~/run/line 2>/dev/null)" = setup ] || { busy=1 && break; }
+  sleep 5
+done
 [ -z "$busy" ] || [ "$*" = "$(cat ~/run/line)" ] || refuse "the slice is busy: streamsynth $(cat ~/run/line)"
 END
 }
@@ -155,6 +164,7 @@ setup_script() {
   echo "fetch=($(quoted ${fetch[@]+"${fetch[@]%/}"}) )"
   cat <<'END'
 [ -z "$busy" ] || exit 0
+echo setup > ~/run/line
 set -e
 trap 'case $? in 0 | 2) ;; *) exit 100 ;; esac' EXIT
 rm -rf ~/streamsynth && mkdir ~/streamsynth && tar -xzf ~/streamsynth.tar.gz -C ~/streamsynth
@@ -173,12 +183,13 @@ END
 }
 
 # SIGTERM reaches every process of a VM that is taken away: the shell around the command holds the lock, and
-# outlasts it to keep how it ended. What ended of the same id while the connection was lost is not run again.
+# outlasts it to keep how it ended; where it could not, the machine went down, and the run can go on. What ended
+# of the same id while the connection was lost is not run again.
 run_script() {
   worker_head
   echo "id=$id"
   cat <<'END'
-if [ -z "$busy" ] && { [ "$id" != "$(cat ~/run/id 2>&1)" ] || [ "$(cat ~/run/status)" = 75 ]; }; then
+if [ -z "$busy" ] && { [ "$id" != "$(cat ~/run/id 2>&1)" ] || [ "$(cat ~/run/status || echo 75)" = 75 ]; }; then
   rm -f ~/run/status
   echo "$*" > ~/run/line
   echo "$id" > ~/run/id
@@ -194,7 +205,7 @@ worker=$(curl -sf -H "Metadata-Flavor: Google" \
   http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number || echo 0)
 ( [ "$worker" = 0 ] || exec > /dev/null
   exec tail -n 200 -s 0.2 -f --pid="$(cat ~/run/pid)" ~/run/log )
-code=$(cat ~/run/status 2>/dev/null || echo 137)
+code=$(cat ~/run/status 2>/dev/null || echo 75)
 case $worker,$code in 0,* | *,0 | *,75) ;; *) tail -n 20 ~/run/log | sed "s/^/worker $worker: /" >&2 ;; esac
 [ "$code" != 1 ] || code=100
 exit "$code"
@@ -279,11 +290,11 @@ run_job() {
   local folder="${words[${#words[@]} - 1]#--workdir=}" id="$$-$SECONDS-$RANDOM" line
   local restart=0 wait=30 started status
   line=$(printf '%s\n' "${given[@]}" --name="$name" -- "${words[@]}")
-  call storage cp - "$folder/launch.txt" <<<"$line" || return 1
+  call storage cp - "$folder/launch.txt" <<<"$line" || { set_up="" && return 1; }
   while :; do
     started=$SECONDS status=0
     attempt || status=$?
-    ((status != gcloud_failed || restart > 0)) || return 1
+    ((status != gcloud_failed || restart > 0)) || [[ -n "$set_up" ]] || return 1
     if ((status != again && status != gcloud_failed)); then
       [[ "$status" == 0 || -z "$set_up" ]] || say "error: streamsynth ended with exit code $status on $name."
       return "$status"
@@ -305,6 +316,7 @@ run_job() {
 each_slice() {
   local first="$name" pids=() status=0
   if [[ -z "$slices" ]]; then "$1" && return || return; fi
+  local name
   set -m # process groups, so that Ctrl-C can end each with what it has started
   for ((slice = 1; slice <= slices; slice++)); do
     name="$first-$slice"
@@ -317,12 +329,28 @@ each_slice() {
   return "$status"
 }
 
+# A command of an earlier call of the same sweep may be going on: its slice takes that one first.
+join_slice() {
+  local line job
+  line=$(slice_state) || return
+  [[ "$line" == READY ]] || return 0
+  line=$(on_workers 0 'flock -n ~/run/lock true 2>/dev/null || cat ~/run/line 2>/dev/null || true') || return
+  [[ -n "$line" && "$line" != setup ]] || return 0
+  for ((job = 1; job <= jobs; job++)); do
+    read_words <"$scratch/job.$job"
+    [[ "$line" == "${words[*]}" ]] || continue
+    mkdir "$scratch/taken.$job" && echo "$job" >"$scratch/first.$name" && return
+  done
+  fail "$name is busy with no command of this sweep: streamsynth $line"
+}
+
 # Every slice takes the next command that none has taken yet; a slice that is at fault takes no more.
 sweep_slice() {
-  local job
-  for ((job = 1; job <= jobs; job++)); do
+  local job first=""
+  [[ ! -e "$scratch/first.$name" ]] || first=$(cat "$scratch/first.$name")
+  for job in $first $(seq "$jobs"); do
     [[ -z "$dry_run" || -z "$slices" ]] || ((job % slices == slice % slices)) || continue
-    mkdir "$scratch/taken.$job" 2>/dev/null || continue
+    if [[ "$job" == "$first" ]]; then first=""; else mkdir "$scratch/taken.$job" 2>/dev/null || continue; fi
     read_words <"$scratch/job.$job"
     if run_job; then
       touch "$scratch/done.$job"
@@ -349,6 +377,7 @@ sweep() {
   done
   ((jobs > 0)) || fail "standard input has no commands."
   exec </dev/null
+  each_slice join_slice || return
   each_slice sweep_slice || true
   finished=$(find "$scratch" -name 'done.*' | wc -l)
   say "$((finished)) of $jobs commands are finished."
@@ -398,6 +427,7 @@ if [[ "$verb" == resume ]]; then
   given=() fetch=()
   read_words <<<"$text"
   parse "${words[@]}"
+  behind=("${behind[@]:0:${#behind[@]}-1}") # its --workdir: a run may have been copied
   parse "$@"
 fi
 case "$verb" in
@@ -413,6 +443,7 @@ place=(--zone="$zone")
 [[ -z "$project" ]] || place+=(--project="$project")
 scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
+trap 'exit 130' INT # also where gcloud takes Ctrl-C for itself and ends as if a connection were lost
 
 status=0
 [[ "$verb" == sweep ]] || exec </dev/null

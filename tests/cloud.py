@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch_tpu.sh"
@@ -42,10 +43,12 @@ class Cloud:
         for name in ("gcloud", "curl", "python3", "sleep", "streamsynth", "uv"):
             (folder / "bin" / name).symlink_to(STAND_IN)
 
-    def start(self, *arguments: str) -> subprocess.Popen:
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen:
         env = {**os.environ, "PATH": f"{self.folder}/bin:{os.environ['PATH']}", "CLOUD": str(self.folder)}
         command = ["bash", str(self.tree / SCRIPT.name), *arguments]
-        keys = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+        keys = dict(
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, **more
+        )
         # Where tests run in the background SIGINT is ignored, and bash cannot take that back.
         return subprocess.Popen(command, **keys, preexec_fn=_hear_interrupts)
 

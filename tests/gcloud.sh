@@ -3,15 +3,15 @@
 #
 #   calls                  every command line that gcloud was given: words end with \0, lines with \1\0
 #   states/KIND.NAME       the states of a tpu-vm or of queued-resources, one a line; `describe` takes the
-#                          first, and leaves the last
+#                          first, and leaves the last; at OFFLINE it cannot say how the slice is
 #   home/NAME/WORKER       the home folder of a worker, gone with its slice
 #   bucket/                what gs:// stands for
-#   offline                while it is there, gcloud cannot say how a slice is
+#   offline                while it is there, gcloud cannot say how a slice is; once, if it is not empty
 #   refuse                 what the next `create`s say instead of making something, one a line
 #   plan                   what `streamsynth` does on worker 0, one run a line: an exit code; `preempt`;
 #                          `vanish`; `hang` until there is a file `go`; `lose` the connection, and hang;
-#                          `terminate` (SIGTERM to all that runs, as on a VM that is taken away). Otherwise it
-#                          ends well
+#                          `terminate` (SIGTERM to all that runs, as on a VM that is taken away); `reboot`;
+#                          `offline`: it fails, and gcloud is offline once. Otherwise it ends well
 #   others                 the exit code of the other workers, 0 unless written
 #   ran                    what `streamsynth` was started with, on every worker
 #   slept                  how long the script has waited
@@ -43,8 +43,13 @@ describe() {
   local file="$CLOUD/states/$1.$2" format="value(state)"
   [[ "$1" == tpu-vm ]] || format="value(state.state)"
   [[ "$(option format "$@")" == "$format" ]]
-  if [[ -e "$CLOUD/offline" ]]; then
+  if [[ -e "$CLOUD/offline" || "$(head -n 1 "$file" 2>/dev/null)" == OFFLINE ]]; then
     echo "ERROR: (gcloud) There was a problem refreshing your current auth tokens." >&2
+    if [[ ! -e "$CLOUD/offline" ]]; then
+      sed -i 1d "$file"
+    elif [[ -s "$CLOUD/offline" ]]; then
+      rm "$CLOUD/offline"
+    fi
     return 1
   elif [[ ! -e "$file" ]]; then
     echo "ERROR: (gcloud.compute.tpus.$1.describe) NOT_FOUND: Resource 'projects/p/$2' was not found" >&2
@@ -78,11 +83,14 @@ create() {
 
 delete() {
   [[ " $* " == *" --quiet "* && ("$1" == tpu-vm || " $* " == *" --force "*) ]]
+  [[ "$1" != queued-resources || "$(cat "$CLOUD/states/$1.$2")" != SUSPENDED ]] || # it has no VMs any more
+    { rm "$CLOUD/states/$1.$2" && return; }
   rm "$CLOUD/states/$1.$2"
   rm -rf "$CLOUD/states/tpu-vm.${2:?}" "$CLOUD/home/${2:?}"
 }
 
 ssh() { # all workers at the same time; the exit code is the first above 0, as gcloud's
+  trap 'exit 255' INT # gcloud takes Ctrl-C for itself
   local which command workers=() pids=() status=0 code
   which=$(option worker "$@")
   command=$(option command "$@")
@@ -165,6 +173,11 @@ streamsynth() {
     lose | hang)
       [[ "$step" == hang ]] || touch "$CLOUD/lose"
       until [[ -e "$CLOUD/go" ]]; do command -p sleep 0.05; done
+      ;;
+    reboot) kill -KILL "$PPID" ;; # nothing says how it ended
+    offline)
+      echo once >"$CLOUD/offline"
+      exit 1
       ;;
     terminate)
       trap 'echo saved && exit 75' TERM

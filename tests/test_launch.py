@@ -176,6 +176,14 @@ def test_resume_needs_the_workdir_alone_and_takes_other_options(cloud):
     assert "--name=other" in cloud.lines("bucket/bucket/runs/a b/launch.txt")
 
 
+def test_a_run_that_was_copied_goes_on_in_its_copy(cloud):
+    assert cloud.launch("run", *SLICE, WORKDIR, *COMMAND).returncode == 0
+    bucket = cloud.folder / "bucket" / "bucket"
+    shutil.copytree(bucket / "runs", bucket / "copies")
+    assert cloud.launch("resume", "--workdir=gs://bucket/copies/a b").returncode == 0
+    assert shlex.split(cloud.lines("ran")[-1])[-1] == "--workdir=gs://bucket/copies/a b"
+
+
 def test_a_run_with_no_room_waits_longer_each_time_and_gives_up_in_the_end(cloud):
     no_room = '{"code": 8, "message": "There is no more capacity in the zone \\"us-west4-a\\""}\n'
     cloud.write("refuse", no_room * 7)
@@ -228,6 +236,49 @@ def test_what_ends_while_the_connection_is_lost_is_not_run_again(cloud):
     assert len(cloud.lines("ran")) == 2  # asked for again
 
 
+def test_a_machine_that_went_down_starts_the_run_again(cloud):
+    cloud.write("plan", "reboot\n")
+    done = cloud.launch("run", *SLICE, "--restarts=1", WORKDIR, *COMMAND)
+    assert done.returncode == 0, done.stderr
+    assert cloud.lines("bucket/bucket/runs/a b/journal") == ["turn"] * 2
+
+
+def test_gcloud_may_fail_once_a_run_is_under_way(cloud):
+    cloud.write("plan", "offline\n")
+    done = cloud.launch("run", *SLICE, "--restarts=1", WORKDIR, *COMMAND)
+    assert done.returncode == 1
+    assert "restart 1 of at most 1" in done.stderr and "streamsynth ended with exit code 1" in done.stderr
+    assert len(cloud.lines("ran")) == 1  # how it ended was asked a second time
+
+
+def test_gcloud_may_fail_while_a_place_in_the_queue_is_waited_for(cloud):
+    assert cloud.launch("create", *POD, "--queued").returncode == 0
+    assert cloud.launch("delete", *POD[:2]).returncode == 0
+    cloud.write("states/queued-resources.synth", "WAITING_FOR_RESOURCES\nOFFLINE\nOFFLINE\nACTIVE\n")
+    done = cloud.launch("create", *POD, "--queued")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("refreshing your current auth tokens") == 2
+    cloud.write("states/queued-resources.other", "WAITING_FOR_RESOURCES\n" + "OFFLINE\n" * 12)
+    done = cloud.launch("create", "--name=other", *POD[1:], "--queued")
+    assert done.returncode == 1 and done.stderr.count("refreshing your current auth tokens") == 10
+
+
+def test_a_setup_that_goes_on_alone_is_waited_for(cloud):
+    assert cloud.launch("setup", *SLICE).returncode != 0  # there is no slice yet
+    assert cloud.launch("create", *SLICE).returncode == 0
+    home = cloud.folder / "home" / "synth" / "0" / "run"
+    home.mkdir()
+    (home / "line").write_text("setup\n")
+    with subprocess.Popen(["flock", home / "lock", "cat"], stdin=subprocess.PIPE) as other:
+        wait_for((home / "lock").exists)
+        with cloud.start("run", *SLICE, WORKDIR, *COMMAND) as started:
+            wait_for(lambda: "5" in cloud.lines("slept"))
+            assert cloud.lines("ran") == []
+            other.stdin.close()
+            assert started.wait(60) == 0
+    assert len(cloud.lines("ran")) == 1
+
+
 def test_a_busy_slice_is_joined_by_the_same_line_and_refuses_another(cloud):
     cloud.write("plan", "lose\n")
     assert cloud.launch("run", *SLICE, WORKDIR, *COMMAND).returncode == 75  # and it goes on
@@ -277,6 +328,13 @@ def test_delete_takes_what_there_is(cloud):
     assert dry[-1] == ["compute", "tpus", "tpu-vm", "delete", "synth", "--zone=us-west4-a", "--quiet"]
 
 
+def test_delete_finds_a_slice_beside_a_place_in_the_queue_that_is_used_up(cloud):
+    assert cloud.launch("create", *SLICE).returncode == 0
+    cloud.write("states/queued-resources.synth", "SUSPENDED\n")
+    assert cloud.launch("delete", *SLICE[:2]).returncode == 0
+    assert cloud.state("tpu-vm", "synth") is cloud.state("queued-resources", "synth") is None
+
+
 def test_a_sweep_runs_every_line_once_over_its_slices(cloud):
     sweep = [sys.executable, str(ROOT / "configs" / "sweep_balance.py"), "tiny"]
     text = subprocess.run(sweep, capture_output=True, text=True, check=True, cwd=ROOT).stdout
@@ -318,9 +376,39 @@ def test_ctrl_c_ends_a_sweep_here_and_lets_its_slices_go_on(cloud):
             started.communicate(timeout=120)  # until all that may write there has ended
             assert started.returncode == 130
             assert not any(file.exists() for file in status)
+            # Each slice takes up what it is at, though another one would come by it first.
+            first = "train --config=c --workdir=0\n"
+            swapped = f"{first}train --config=c --workdir=b\ntrain --config=c --workdir=a\n"
+            with cloud.start("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket") as again:
+                again.stdin.write(swapped)
+                again.stdin.close()
+                again.stdin = None
+                shown = ""
+                while shown.count("turn 1 of") < 2:
+                    shown += again.stdout.readline()
+                assert len(cloud.lines("ran")) == 2
+                other = cloud.launch("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket", text=first)
+                assert other.returncode == 2
+                assert "is busy with no command of this sweep: streamsynth train --config=c" in other.stdout
+                cloud.write("go", "")
+                assert "3 of 3 commands are finished." in again.communicate(timeout=120)[1]
         finally:
             cloud.write("go", "")
     wait_for(lambda: all(file.exists() for file in status))
+    assert len(cloud.lines("ran")) == 3
+
+
+def test_ctrl_c_ends_a_run_here_also_where_gcloud_takes_it_for_itself(cloud):
+    cloud.write("plan", "hang\n")
+    with cloud.start("run", *SLICE, "--spot", WORKDIR, *COMMAND, start_new_session=True) as started:
+        try:
+            assert started.stdout.readline().startswith("turn 1 of")
+            os.killpg(started.pid, signal.SIGINT)
+            assert started.wait(120) == 130
+            assert cloud.lines("slept") == []
+        finally:
+            cloud.write("go", "")
+    assert len(cloud.lines("ran")) == 1
 
 
 def wait_for(happens: Callable[[], bool]) -> None:
