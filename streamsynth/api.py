@@ -69,7 +69,7 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
     place = Workdir(workdir, config.checkpoint.keep, config.checkpoint.asynchronous)
     # Asked by the process that writes, before it does: to the others the folder may look half written.
     begun = hosts.from_first("what the workdir holds", lambda: _begun(place, config, init_from))
-    tasks = assemble_lib.load_tasks(config)
+    tasks = _tasks(config)
     if begun:
         policy = weights_lib.stored_policy(config, place.policy)
         place.write_config(config)
@@ -97,7 +97,7 @@ def train(config: ConfigDict, workdir: Path, init_from: Path | None = None) -> d
         "stream": trained - pretrained,
         "summary": time.monotonic() - trained,
     }
-    summary["commit"] = _commit()
+    summary["commit"] = hosts.from_first("the commit", _commit)
     place.write("summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
     return hosts.from_first("the report", lambda: report_lib.write(place.path))
 
@@ -221,6 +221,29 @@ def _with_attributes(
     return with_proposed(tasks, proposed)
 
 
+def _tasks(config: ConfigDict) -> tuple[Task, ...]:
+    """The tasks of the stream, which all processes have the same.
+
+    Raises:
+      UserError: as `assemble.load_tasks`, or a process has other ones, another config or other weights.
+    """
+    # One before the others: TFDS prepares a set that is not there yet.
+    tasks = hosts.first_before_others("the tasks are loaded", lambda: assemble_lib.load_tasks(config))
+    if hosts.count() > 1:
+        # Not where files lie: that may differ from host to host.
+        places = ("cache_dir", "policy.init", "stream.tasks", "feedback.encoder")
+        keys = {key: value for key, value in config_lib.flatten(config).items() if key not in places}
+        folder = weights_lib.weights_folder(config)
+        hosts.agree(
+            {
+                **{f"config.{key}": repr(value) for key, value in keys.items()},
+                **{f"data set {task.name}": task.checksum for task in tasks},
+                "folder of weights": weights_lib.listing(folder) if folder else None,
+            }
+        )
+    return tasks
+
+
 def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     """The fixed parts and the latest state of a run."""
     place = Workdir(workdir)
@@ -234,7 +257,7 @@ def _finished(workdir: Path) -> tuple[Any, Any, Workdir]:
     hosts.watch(config.hosts.stall_seconds)
     if place.checkpoints.latest_step() is None:
         raise UserError(f"{place.path} has no checkpoint yet: run `streamsynth train` on it first.")
-    tasks = assemble_lib.load_tasks(config)[: place.tasks_in_checkpoint()]
+    tasks = _tasks(config)[: place.tasks_in_checkpoint()]
     tasks = with_proposed(tasks, place.attributes())
     policy = weights_lib.stored_policy(config, place.policy)
     setting = assemble_lib.assemble(config, tasks, policy, place.experience(), place.scores)
@@ -260,7 +283,10 @@ def _experience(init_from: Path, config: ConfigDict) -> tuple[Policy, patterns.S
 def _commit() -> str | None:
     """The commit of the code, where it is a git checkout."""
     folder = pathlib.Path(__file__).parent
-    asked = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
-    )
+    try:
+        asked = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False
+        )
+    except OSError:  # no git
+        return None
     return asked.stdout.strip() or None

@@ -108,7 +108,7 @@ def _train(config: Any, model: Transformer, tokenizer: MarkerTokenizer, tasks: S
                 done = (step + 1) - logged
                 logged += done
                 progress.advance(done, nll=float(metrics["nll/completion"]))
-                if hosts.stop_asked_here():
+                if hosts.stop_heard():
                     raise Stopped(
                         "stopped by SIGTERM while pretraining, of which nothing is saved; the same command "
                         "starts it again.",

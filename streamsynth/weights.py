@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -81,6 +82,16 @@ def stored_policy(config: Any, directory: str | os.PathLike[str]) -> Policy:
             "point policy.init at those, or use a new --workdir."
         )
     return policy
+
+
+def listing(folder: str) -> list[list[Any]]:
+    """Names and sizes of the files of named weights, and the CRC-32 of the short ones; no tensor is read."""
+    found = []
+    for path in sorted(pathlib.Path(folder).iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".safetensors"):
+            long = path.suffix == ".safetensors"
+            found.append([path.name, path.stat().st_size, 0 if long else zlib.crc32(path.read_bytes())])
+    return found
 
 
 def check_weights(config: Any, folder: str, mesh: Mesh) -> PromptFormat:

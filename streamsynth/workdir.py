@@ -133,25 +133,32 @@ class Workdir:
     def attributes(self) -> dict[str, tuple[Attribute, ...]]:
         """What `write_attributes` was given; {} of a run in which nothing was proposed.
 
+        With several processes all of them call it.
+
         Raises:
           UserError: the file was edited or damaged.
         """
+        # Read by one: to another machine the folder may look as it was some seconds ago.
+        content = hosts.from_first("what was proposed", self._proposed)
+        where = self.path / "attributes.json"
+        return {
+            task: tuple(
+                dataclasses.replace(one, proposed=True)
+                for one in attributes_lib.read(found, f"{where}, task {task}")
+            )
+            for task, found in content.items()
+        }
+
+    def _proposed(self) -> dict[str, Any]:
         path = self.path / "attributes.json"
         if not path.is_file():
             return {}
         try:
-            content = dict(json.loads(path.read_text()))
+            return dict(json.loads(path.read_text()))
         except (ValueError, TypeError):
             raise UserError(
                 f"{path} does not hold attributes by task: it was edited or damaged; put the original back."
             ) from None
-        return {
-            task: tuple(
-                dataclasses.replace(one, proposed=True)
-                for one in attributes_lib.read(found, f"{path}, task {task}")
-            )
-            for task, found in content.items()
-        }
 
     def write_config(self, config: ConfigDict) -> None:
         self.write("config.json", config_lib.to_json(config))

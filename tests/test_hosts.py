@@ -23,9 +23,17 @@ _SCRIPT = """
     import json, os, signal, sys, time
     import jax, jax.numpy as jnp, numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
+    from streamsynth.errors import UserError
     from streamsynth.runtime import arrays, hosts, mesh as mesh_lib
 
     out, address, me = sys.argv[1], sys.argv[2], int(sys.argv[3])
+
+    def left_by_another():
+        there = os.path.exists(f"{out}/made")
+        time.sleep(0.0 if there else 0.5)
+        open(f"{out}/made", "w").close()
+        return there
+
     with hosts.together(address, 2, me), hosts.stop_on_sigterm():
         found = {"index": hosts.index(), "count": hosts.count()}
         # --- Arrays; where `tensor` lies across the hosts, both hold all rows ---
@@ -58,12 +66,19 @@ _SCRIPT = """
             "list": list(range(5))[part], "array": np.arange(10).reshape(5, 2)[part]
         })["array"].tolist()
         found["first"] = hosts.from_first("answer", lambda: {"asked": me})
+        found["was there"] = hosts.first_before_others("a file", left_by_another)
+        found["helped"] = arrays.fetch({"rows": placed["rows"]}, here=me == 0)["rows"] is None
+        hosts.agree({"config": "a"})
+        try:
+            hosts.agree({"config": "a", "folder": me})
+        except UserError as error:
+            found["parted"] = str(error)
         # --- One of them is asked to stop ---
         if me == 1:
             os.kill(os.getpid(), signal.SIGTERM)
-            while not hosts.stop_asked_here():
-                time.sleep(0.01)
-        found["stop"] = [hosts.stop_asked("step 1"), hosts.stop_asked_here()]
+        while not hosts.stop_heard():  # also by the first, which asks nobody
+            time.sleep(0.01)
+        found["stop"] = [hosts._stop_asked.is_set(), hosts.stop_asked("step 1")]
         with open(f"{out}/{me}.json", "w") as file:
             json.dump(found, file)
         # --- A stall, and then one of them raises while the other waits for a collective ---
@@ -102,7 +117,9 @@ def test_two_processes_share_work_and_end_together(tmp_path):
             assert (got["total"], got["own"], got["n"]) == (276.0, 3.0 + me, 3)
         assert found[me]["joined"] == np.arange(10).reshape(5, 2).tolist()
         assert found[me]["first"] == {"asked": 0}
-        assert found[me]["stop"] == [True, me == 1]
+        assert found[me]["stop"] == [me == 1, True]
+        assert found[me]["was there"] == (me == 1) and found[me]["helped"] == (me == 1)
+        assert found[me]["parted"].startswith("process 1 has another folder than process 0: start the same")
         assert f"no progress for 1 s; process {me} is here:" in logs[me]
     assert "in wait_for_a_collective" in logs[0] and "in dwell_in_process_1" in logs[1]
     assert "streamsynth: error: process 1 failed: OSError: the disk of this host is full" in logs[0]
@@ -124,8 +141,8 @@ def test_sigterm_is_taken_back_where_it_was_caught():
     with hosts.stop_on_sigterm():
         assert not hosts.stop_asked("step 1")
         signal.raise_signal(signal.SIGTERM)
-        assert hosts.stop_asked("step 1") and hosts.stop_asked_here()
-    assert signal.getsignal(signal.SIGTERM) is before and not hosts.stop_asked_here()
+        assert hosts.stop_asked("step 1") and hosts.stop_heard()
+    assert signal.getsignal(signal.SIGTERM) is before and not hosts.stop_heard()
 
 
 def test_sigterm_saves_the_step_and_ends_with_75(tmp_path, monkeypatch, capsys, quick_xla):

@@ -95,6 +95,18 @@ def test_sigterm_to_one_stops_all_after_the_same_step_and_the_same_command_goes_
     assert runs.outcome(workdir) == runs.outcome(whole.workdir)
 
 
+def test_sigterm_to_another_one_while_the_first_pretrains(tmp_path):
+    workdir = tmp_path / "run"
+    argv = processes.train(tmp_path / "cache", workdir, pretrain__steps="5000")
+    started = processes.start(argv, logs(workdir), **_QUICK)
+    while "pretraining" not in said(workdir, 0):
+        assert running(started), said(workdir, 0)[-3000:]
+        time.sleep(0.05)
+    started[1].send_signal(signal.SIGTERM)
+    assert processes.finish(started, 60) == [75, 75]
+    assert "stopped by SIGTERM while pretraining, of which nothing is saved" in said(workdir, 1)
+
+
 @pytest.mark.parametrize("seed", range(_SEEDS))
 def test_killed_at_random_moments(whole, tmp_path, seed):
     """Of all seeds together `_KILLS` SIGKILLs. The process that is left ends by itself within a minute.

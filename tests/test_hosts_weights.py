@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import chains
@@ -43,14 +44,18 @@ def root(tmp_path_factory):
     return root
 
 
-def train(root: Path, name: str, count: int, task: str, *more: str) -> None:
-    arg = f"tiny,weights={root / 'weights'},data={root / 'data'}"
-    keys = {**KEYS, "stream.tasks": f"files:{root / 'data' / task}"}
-    argv = [
-        *("-m", "streamsynth.main", "train", f"--config={CONFIG}:{arg}", f"--workdir={root / name}"),
+def command(root: Path, workdir: Path, data: Path, task: str, *more: str) -> list[str]:
+    arg = f"tiny,weights={root / 'weights'},data={data}"
+    keys = {**KEYS, "stream.tasks": f"files:{data / task}"}
+    return [
+        *("-m", "streamsynth.main", "train", f"--config={CONFIG}:{arg}", f"--workdir={workdir}"),
         *(f"--config.{key}={value}" for key, value in keys.items()),
         *more,
     ]
+
+
+def train(root: Path, name: str, count: int, task: str, *more: str) -> None:
+    argv = command(root, root / name, root / "data", task, *more)
     started = processes.start(argv, root / f"{name}_logs", count, JAX_DISABLE_MOST_OPTIMIZATIONS="1")
     assert processes.finish(started, 600) == [0] * count, (root / f"{name}_logs" / "0.log").read_text()[
         -3000:
@@ -72,6 +77,20 @@ def test_they_give_what_one_process_gives(root):
     for name in before:
         if name != "journals":
             np.testing.assert_allclose(after[name], before[name], atol=1e-5, err_msg=name)
+
+
+def test_a_process_with_other_files_is_found_before_anything_is_computed(root, tmp_path):
+    for process in range(2):
+        shutil.copytree(root / "data", tmp_path / f"data_{process}")
+    with open(tmp_path / "data_1" / "yelp5" / "train.jsonl", "a") as file:
+        file.write(json.dumps({"text": "one more", "label": "1 stars"}) + "\n")
+    argv = command(root, tmp_path / "run", tmp_path / "data_PROCESS", "yelp5")
+    started = processes.start(argv, tmp_path / "logs", JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+    assert processes.finish(started, 120) == [2, 2]
+    for process in range(2):
+        text = (tmp_path / "logs" / f"{process}.log").read_text()
+        assert "process 1 has another data set yelp5 than process 0: start the same command" in text
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_stream_starts_from_what_two_processes_learned(root):

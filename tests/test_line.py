@@ -204,7 +204,7 @@ def end_of_a_process(script: str, *heard: str) -> tuple[int, str]:
         there.close()
         with contextlib.suppress(BrokenPipeError):  # it has ended
             for kind in heard:
-                here.sendall(encode({"kind": kind, "ticks": 0}))
+                here.sendall(encode({"kind": kind, "ticks": 0, "stop": False}))
                 time.sleep(0.2)
         return process.wait(40), process.stderr.read()
 

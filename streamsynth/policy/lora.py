@@ -71,7 +71,8 @@ def init_adapter(config: LoraConfig, params: Any, key: jax.Array) -> Any:
 def merge(config: LoraConfig, params: Any, adapter: Any) -> Any:
     """The network with the adapter in its kernels: W + alpha / r * a @ b, in the dtype of W."""
     flat, parts = traverse_util.flatten_dict(params), traverse_util.flatten_dict(adapter)
-    for path in {path[:-1] for path in parts}:
+    # In the order of the tree, and not of a set: every process starts the same programs in the same order.
+    for path in dict.fromkeys(path[:-1] for path in parts):
         kernel = flat[*path, "kernel"]
         added = _product(parts[*path, "a"], parts[*path, "b"], config.scale)
         flat[*path, "kernel"] = (kernel.astype(jnp.float32) + added).astype(kernel.dtype)

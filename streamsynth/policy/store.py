@@ -60,7 +60,7 @@ def save_policy(directory: str | os.PathLike[str], policy: Policy) -> None:
     Of one with an origin only that and the hash are written: its weights stay where they are.
     """
     # Those of several hosts are gathered by all, and written by one.
-    params = {} if policy.origin else arrays.fetch(policy.params)
+    params = {} if policy.origin else arrays.fetch(policy.params, here=hosts.first())
     if not hosts.first():
         return
     directory = as_path(directory)

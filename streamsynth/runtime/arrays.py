@@ -42,17 +42,22 @@ def place(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(put, tree, shardings)
 
 
-def fetch(tree: Any) -> Any:
+def fetch(tree: Any, here: bool = True) -> Any:
     """A tree with its arrays on the host, whole, on every process.
 
-    What lies in pieces on devices of several processes is first gathered by the devices: all processes call
-    this together.
+    What lies in pieces on devices of several processes is first gathered by the devices, one array after the
+    other: a device need not have room for all of them. All processes call this together.
+
+    Args:
+      tree: of arrays.
+      here: False where this process only helps the others; it is given None for each array then.
     """
 
     def whole(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
-            leaf = _moved(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf)
-        return leaf
+            leaf = jax.block_until_ready(_moved(NamedSharding(leaf.sharding.mesh, PartitionSpec()))(leaf))
+            leaf = jax.device_get(leaf) if here else None
+        return leaf if here else None
 
     return jax.device_get(jax.tree.map(whole, tree))
 

@@ -36,6 +36,8 @@ LeafPath = tuple[str, ...]
 _TEMPORARY = ocp.path.atomicity.TMP_DIR_SUFFIX
 _COMMITTED = ocp.path.atomicity.COMMIT_SUCCESS_FILE
 _JSON = "metadata"  # the file of a JSON item in its folder
+# For a checkpoint to be written and sealed, by one process for all: one of 9B parameters is 150 GB.
+_WRITE_SECONDS = 4 * 3600
 
 
 class Checkpoints:
@@ -69,7 +71,9 @@ class Checkpoints:
             registry.add(item, ocp.args.JsonSave, ocp.JsonCheckpointHandler(filename=_JSON))
         return ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(handler_registry=registry),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._before_commit),
+            async_options=ocp.AsyncOptions(
+                timeout_secs=_WRITE_SECONDS, post_finalization_callback=self._before_commit
+            ),
         )
 
     def save(self, step: int, tree: Tree, meta: Mapping[str, Any]) -> None:
@@ -209,9 +213,11 @@ class Checkpoints:
         return path.name.isdecimal() and (files.is_local(path) or (path / _COMMITTED).exists())
 
     def _read_json(self, step: int, item: str) -> dict[str, Any]:
-        if step not in self._steps():
+        # Not by the list of the folder: on another machine that may be some seconds old.
+        folder = self.directory / str(step)
+        if not (folder.is_dir() and self._is_complete(folder)):
             raise UserError(f"{self.directory} has no checkpoint {step}; its latest is {self.latest_step()}.")
-        return json.loads((self.directory / str(step) / item / _JSON).read_bytes())
+        return json.loads((folder / item / _JSON).read_bytes())
 
     def _manifest(self, step: int) -> dict[LeafPath, tuple[tuple[int, ...], np.dtype]]:
         rows = self._read_json(step, "manifest")["arrays"]

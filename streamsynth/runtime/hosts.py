@@ -74,6 +74,35 @@ def from_first(what: str, make: Callable[[], Any]) -> Any:
     return _line.gather(what, make() if _line.index == 0 else None)[0]
 
 
+def first_before_others(what: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns in each process; the others call it after process 0, and find what that left."""
+    if not first():
+        wait(what)
+    made = make()
+    if first():
+        wait(what)
+    return made
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+    """Compares what the processes were started on.
+
+    Args:
+      facts: numbers and strings by what they are of, such as "config".
+
+    Raises:
+      UserError: naming a process that has another one than process 0; in all of them.
+    """
+    found = gather("what the run is", dict(facts))
+    for process, own in enumerate(found):
+        for name in sorted(own.keys() | found[0].keys()):
+            if own.get(name) != found[0].get(name):
+                raise UserError(
+                    f"process {process} has another {name} than process 0: start the same command on every "
+                    "host, with the same files."
+                )
+
+
 def wait(what: str) -> None:
     """Goes on when all processes are here."""
     gather(what, None)
@@ -146,9 +175,12 @@ def stop_on_sigterm() -> Iterator[None]:
         _stop_asked.clear()
 
 
-def stop_asked_here() -> bool:
-    """Whether this process was asked to stop."""
-    return _stop_asked.is_set()
+def stop_heard() -> bool:
+    """Whether this process was asked to stop, or of another one has been heard, a moment later, that it was.
+
+    For where process 0 works and the others wait for it. It is asked by that one alone.
+    """
+    return _stop_asked.is_set() or (_line is not None and _line.stop_heard)
 
 
 def stop_asked(what: str, facts: Any = None) -> bool:
@@ -273,7 +305,7 @@ def _connected(coordinator: str | None) -> Line:
             f"process {me} has no connection to {f'process {error}' if me == 0 else 'process 0'}: the hosts "
             f"must reach each other over TCP (tried {', '.join(hosts)}, port {port})."
         ) from error
-    return Line(me, processes, sockets)
+    return Line(me, processes, sockets, stopping=_stop_asked.is_set)
 
 
 def _own_addresses() -> list[str]:

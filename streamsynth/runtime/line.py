@@ -48,6 +48,7 @@ class Line:
       index, count: which process this is, of how many.
       sockets: connected, by the process at the other end: of process 0 all others, of the others process 0.
       silence: seconds without a sign of life after which a process counts as lost.
+      stopping: whether this process was asked to stop, which its signs of life tell the hub (`stop_heard`).
       stall: seconds without progress of any process (`tick`) after which every process prints the stacks of
         its threads.
       exit: ends the process at once.
@@ -64,6 +65,7 @@ class Line:
         *,
         silence: float = 60.0,
         stall: float = 600.0,
+        stopping: Callable[[], bool] = lambda: False,
         exit: Callable[[int], None] = os._exit,
         watchdog: Callable[[float | None, TextIO], None] = end_unless_called_again,
         stream: TextIO | None = None,
@@ -72,7 +74,8 @@ class Line:
         self._sockets = dict(sockets)
         self._silence, self.stall, self._exit = silence, stall, exit
         self._stream = _standard_error() if stream is None else stream
-        self._watchdog = watchdog
+        self._watchdog, self._stopping = watchdog, stopping
+        self.stop_heard = False
         self._sending = {peer: threading.Lock() for peer in sockets}
         self._changed = threading.Condition()
         self._arrived: dict[tuple[int, int], tuple[str, Any]] = {}  # (peer, number of the gather)
@@ -209,7 +212,7 @@ class Line:
                     self._stalled()
 
     def _beat(self) -> None:
-        frame = encode({"kind": "alive", "ticks": self._ticks})
+        frame = encode({"kind": "alive", "ticks": self._ticks, "stop": self._stopping()})
         for peer, connected in self._sockets.items():
             lock = self._sending[peer]
             if peer in self._left or not lock.acquire(blocking=False):
@@ -225,6 +228,7 @@ class Line:
                 self._changed.notify_all()
         elif header["kind"] == "alive":
             self._their_ticks[peer] = header["ticks"]
+            self.stop_heard |= header["stop"]
         elif header["kind"] == "failed":
             self._pass_on(header, but=peer)
             self._send(peer, {"kind": "bye"})  # it is heard, and may end
