@@ -7,12 +7,19 @@ import re
 import shutil
 import signal
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "launch_tpu.sh"
 STAND_IN = ROOT / "tests" / "gcloud.sh"
+# What most commands are about.
+SLICE = ("--name=synth", "--zone=us-west4-a", "--type=v5litepod-8")
+POD = ("--name=synth", "--zone=us-west4-a", "--type=v5p-16")  # two hosts
+WORKDIR = "--workdir=gs://bucket/runs/a b"
+COMMAND = ("--", "train", "--config=configs/quickstart.py", "--config.note=two words")
 
 
 def make_tree(tree: Path) -> Path:
@@ -98,3 +105,18 @@ def plain(calls: list[list[str]]) -> list[list[str]]:
     for pattern, plainly in {r"^/\S*/(\w+.tar.gz)$": r"\1", r"(?m)^id=\S+$": "id"}.items():
         calls = [[re.sub(pattern, plainly, word) for word in words] for words in calls]
     return calls
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not happens():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def check_mistake(cloud: Cloud, done: subprocess.CompletedProcess, sentence: str) -> None:
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("ERROR: (gcloud")]
+    assert done.stdout == "" and len(said) == 1, done.stderr
+    assert said[0].startswith("launch_tpu.sh: error: ") and sentence in said[0]
+    assert [call for call in cloud.calls() if call[0] != "storage"] == []

@@ -102,3 +102,19 @@ def quick_xla():
     # JAX tells programs apart by their arguments, not by how they were compiled: later runs would take these,
     # and differ in their last digits from the same run in another process.
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory) -> Path:
+    """A working tree with the launch script, for all that a module starts in a cloud."""
+    import cloud
+
+    return cloud.make_tree(tmp_path_factory.mktemp("tree"))
+
+
+@pytest.fixture
+def cloud(tmp_path, tree) -> Any:
+    """A cloud without Google: see cloud.py."""
+    from cloud import Cloud
+
+    return Cloud(tmp_path / "cloud", tree)

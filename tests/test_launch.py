@@ -7,33 +7,14 @@ is told to run on the workers in home folders of their own.
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cloud import ROOT, SCRIPT, STAND_IN, Cloud, make_tree, plain, printed
-
-SLICE = ("--name=synth", "--zone=us-west4-a", "--type=v5litepod-8")
-POD = ("--name=synth", "--zone=us-west4-a", "--type=v5p-16")  # two hosts
-WORKDIR = "--workdir=gs://bucket/runs/a b"
-COMMAND = ("--", "train", "--config=configs/quickstart.py", "--config.note=two words")
-
-
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory) -> Path:
-    return make_tree(tmp_path_factory.mktemp("tree"))
-
-
-@pytest.fixture
-def cloud(tmp_path, tree) -> Cloud:
-    return Cloud(tmp_path / "cloud", tree)
+from cloud import COMMAND, POD, SCRIPT, SLICE, STAND_IN, WORKDIR, check_mistake, plain, printed, wait_for
 
 
 def test_shellcheck_finds_nothing():
@@ -66,15 +47,6 @@ def test_a_dry_run_prints_what_a_run_would_call_and_calls_nothing(cloud, argumen
     repeats = [n for n in range(1, len(calls)) if calls[n] == calls[n - 1] and "describe" in calls[n]]
     assert len(repeats) == waits
     assert plain(printed(dry.stdout)) == [call for n, call in enumerate(calls) if n not in repeats]
-
-
-def test_a_dry_run_of_several_slices_takes_one_after_the_other(cloud):
-    text = "".join(f"train --config=c --workdir={name}\n" for name in "abc")
-    done = cloud.launch("sweep", *SLICE, "--slices=2", "--workdir=gs://b", "--dry-run", text=text)
-    assert done.returncode == 0 and "launch_tpu.sh: line" not in done.stderr
-    runs = [call for call in printed(done.stdout) if "setsid" in call[-1]]
-    starts = [(call[4], re.search(r"gs://b/\w", call[-1]).group()) for call in runs]
-    assert starts == [("synth-1", "gs://b/a"), ("synth-1", "gs://b/c"), ("synth-2", "gs://b/b")]
 
 
 def test_the_calls_of_a_run(cloud):
@@ -335,89 +307,6 @@ def test_delete_finds_a_slice_beside_a_place_in_the_queue_that_is_used_up(cloud)
     assert cloud.state("tpu-vm", "synth") is cloud.state("queued-resources", "synth") is None
 
 
-def test_a_sweep_runs_every_line_once_over_its_slices(cloud):
-    sweep = [sys.executable, str(ROOT / "configs" / "sweep_balance.py"), "tiny"]
-    text = subprocess.run(sweep, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    lines = [line.replace(str(ROOT), str(cloud.tree)) for line in text.splitlines()[:4]]
-    options = (*SLICE, "--slices=2", "--workdir=gs://bucket/sweep")
-    done = cloud.launch("sweep", *options, text="\n".join(["# a comment", "", *lines]))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 of 4 commands are finished." in done.stderr
-    assert len(re.findall(r"^\[synth-[12]\] turn 1 of", done.stdout, re.MULTILINE)) == 4
-    expected = []
-    for line in lines:  # the config as the workers know it, the workdir in the bucket
-        _, train, config, workdir, *rest = shlex.split(line.replace(f"{cloud.tree}/", ""))
-        expected.append([train, config, *rest, workdir.replace("--workdir=", "--workdir=gs://bucket/sweep/")])
-    assert sorted(shlex.split(line)[1:] for line in cloud.lines("ran")) == sorted(expected)
-    assert {cloud.state("tpu-vm", f"synth-{n}") for n in (1, 2)} == {"READY"}
-
-
-def test_a_sweep_goes_on_after_a_failure_and_names_it(cloud):
-    cloud.write("plan", "3\n")
-    text = "".join(f"streamsynth train --config=c --workdir={name}\n" for name in "abc")
-    done = cloud.launch("sweep", *SLICE, "--workdir=gs://bucket", text=text)
-    assert done.returncode == 1
-    assert "not finished: streamsynth train --config=c --workdir=gs://bucket/a\n" in done.stderr
-    assert "2 of 3 commands are finished." in done.stderr
-
-
-def test_ctrl_c_ends_a_sweep_here_and_lets_its_slices_go_on(cloud):
-    cloud.write("plan", "hang\n" * 2)
-    status = [cloud.folder / "home" / f"synth-{n}" / "0" / "run" / "status" for n in (1, 2)]
-    with cloud.start("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket") as started:
-        started.stdin.write("train --config=c --workdir=a\ntrain --config=c --workdir=b\n")
-        started.stdin.close()
-        started.stdin = None
-        try:
-            shown = ""
-            while shown.count("turn 1 of") < 2:
-                shown += started.stdout.readline()
-            started.send_signal(signal.SIGINT)
-            started.communicate(timeout=120)  # until all that may write there has ended
-            assert started.returncode == 130
-            assert not any(file.exists() for file in status)
-            # Each slice takes up what it is at, though another one would come by it first.
-            first = "train --config=c --workdir=0\n"
-            swapped = f"{first}train --config=c --workdir=b\ntrain --config=c --workdir=a\n"
-            with cloud.start("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket") as again:
-                again.stdin.write(swapped)
-                again.stdin.close()
-                again.stdin = None
-                shown = ""
-                while shown.count("turn 1 of") < 2:
-                    shown += again.stdout.readline()
-                assert len(cloud.lines("ran")) == 2
-                other = cloud.launch("sweep", *SLICE, "--slices=2", "--workdir=gs://bucket", text=first)
-                assert other.returncode == 2
-                assert "is busy with no command of this sweep: streamsynth train --config=c" in other.stdout
-                cloud.write("go", "")
-                assert "3 of 3 commands are finished." in again.communicate(timeout=120)[1]
-        finally:
-            cloud.write("go", "")
-    wait_for(lambda: all(file.exists() for file in status))
-    assert len(cloud.lines("ran")) == 3
-
-
-def test_ctrl_c_ends_a_run_here_also_where_gcloud_takes_it_for_itself(cloud):
-    cloud.write("plan", "hang\n")
-    with cloud.start("run", *SLICE, "--spot", WORKDIR, *COMMAND, start_new_session=True) as started:
-        try:
-            assert started.stdout.readline().startswith("turn 1 of")
-            os.killpg(started.pid, signal.SIGINT)
-            assert started.wait(120) == 130
-            assert cloud.lines("slept") == []
-        finally:
-            cloud.write("go", "")
-    assert len(cloud.lines("ran")) == 1
-
-
-def wait_for(happens: Callable[[], bool]) -> None:
-    end = time.monotonic() + 20
-    while not happens():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 RUN = ("run", *SLICE)
 
 
@@ -450,28 +339,3 @@ RUN = ("run", *SLICE)
 )
 def test_mistakes_exit_with_2_and_one_sentence(cloud, arguments, sentence):
     check_mistake(cloud, cloud.launch(*arguments), sentence)
-
-
-@pytest.mark.parametrize(
-    "text, sentence",
-    [
-        ("", "standard input has no commands"),
-        ("train --workdir=a\npython train.py --workdir=b\n", "line 2 is no streamsynth command"),
-        (
-            "train --workdir=a\ntrain --workdir=a\n",
-            "line 2: an earlier line has --workdir=gs://bucket/runs/a",
-        ),
-        ("train '--workdir=a\n", "line 1 has an open quotation mark"),
-        ("train --workdir=/a\n", "line 1: the workdir 'gs://bucket/runs//a' is no folder"),
-    ],
-)
-def test_mistakes_in_a_sweep(cloud, text, sentence):
-    check_mistake(cloud, cloud.launch("sweep", *SLICE, "--workdir=gs://bucket/runs", text=text), sentence)
-
-
-def check_mistake(cloud: Cloud, done: subprocess.CompletedProcess, sentence: str) -> None:
-    assert done.returncode == 2, done.stderr
-    said = [line for line in done.stderr.splitlines() if not line.startswith("ERROR: (gcloud")]
-    assert done.stdout == "" and len(said) == 1, done.stderr
-    assert said[0].startswith("launch_tpu.sh: error: ") and sentence in said[0]
-    assert [call for call in cloud.calls() if call[0] != "storage"] == []
