@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import textwrap
@@ -12,7 +13,7 @@ import pytest
 import runs
 import tiny
 
-from streamsynth import main, train
+from streamsynth import main, train, weights
 from streamsynth.feedback.scorers.records import Records, quota, read_all, tally
 from streamsynth.runtime import arrays, hosts
 from streamsynth.stream.markers import MarkerFormat
@@ -125,6 +126,25 @@ def test_two_processes_share_work_and_end_together(tmp_path):
     assert "streamsynth: error: process 1 failed: OSError: the disk of this host is full" in logs[0]
     assert "OSError: the disk of this host is full" in logs[1] and "Traceback" in logs[1]
     assert "AssertionError" not in logs[0]
+
+
+def test_another_text_label_or_file_is_seen(tmp_path):
+    """What processes compare before they start."""
+    task = tiny.world_task()
+    last = task.test[-1]
+    others = [
+        dataclasses.replace(task, test=(*task.test[:-1], dataclasses.replace(last, **changed)))
+        for changed in ({"label": "other"}, {"fields": (last.text + ".",)}, {"id": "other"})
+    ]
+    sums = [one.checksum for one in (task, dataclasses.replace(task, verifier=None), *others)]
+    assert sums[0] == sums[1] and len(set(sums)) == 4
+    for name, content in {"config.json": "{1}", "a.safetensors": "12", "README.md": "1"}.items():
+        (tmp_path / name).write_text(content)
+    found = [weights.listing(str(tmp_path))]
+    for name, content in {"config.json": "{2}", "a.safetensors": "123", "README.md": "2"}.items():
+        (tmp_path / name).write_text(content)
+        found.append(weights.listing(str(tmp_path)))
+    assert found[0] != found[1] != found[2] == found[3]
 
 
 def test_one_process_has_all_there_is_and_asks_nobody():
