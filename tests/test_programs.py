@@ -69,12 +69,12 @@ _SCRIPT = """
     jax.monitoring.register_event_duration_secs_listener(on_compile)
     fetch = arrays.fetch
 
-    def spied_fetch(tree):
+    def spied_fetch(tree, here=True):
         if watching:
             stated[place(frames())] += 1
         inside.append(True)
         try:
-            return fetch(tree)
+            return fetch(tree, here)
         finally:
             inside.pop()
 
