@@ -6,15 +6,22 @@ python benchmarks/readme.py
 import json
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def results(name: str) -> dict[str, Any]:
+    """What a benchmark measured."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def learning() -> str:
     """Quality and diversity per task, the means over seeds, and how many cells meet every bound."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "learning.json").read_text())
+    found = results("learning")
     learned, supervised = found["runs"]["learned"], found["runs"]["supervised"]
     tasks = [cell["task"] for cell in next(iter(learned.values()))["cells"]]
 
@@ -79,7 +86,7 @@ def learning() -> str:
 
 def real_text() -> str:
     """The anchors of the real-text stream, and how its rows fared at the gates and with the judge."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "real_text.json").read_text())
+    found = results("real_text")
     lines = [
         "| task | student: examples | base rows | base, best of 4 | data set, as many rows | all real data "
         "| gate pass: base | after its turn | copies: base | after its turn | AUC of the judge |",
@@ -97,7 +104,7 @@ def real_text() -> str:
 
 def import_memory() -> str:
     """Anonymous memory of reading a checkpoint, by how it is placed."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "import_memory.json").read_text())
+    found = results("import_memory")
     lines = [
         "| reading 200M parameters, MB of anonymous memory | own parameters | largest one | peak "
         "| peak above own | seconds |",
@@ -113,7 +120,7 @@ def import_memory() -> str:
 
 def balance() -> str:
     """Our learner, quality alone and best of n on the tuning worlds, beside as many real texts."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "balance.json").read_text())
+    found = results("balance")
     runs, valid = found["runs"], found["valid"]
     [first] = runs["narrower"]
 
@@ -200,7 +207,7 @@ def balance() -> str:
 
 def utility() -> str:
     """Both forms of student utility: what they tell apart, and what they cost."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "utility.json").read_text())
+    found = results("utility")
     sizes = list(found["costs"])
     lines = [
         "| student utility | rank correlation with the exact | right above mislabelled | right above junk | "
@@ -230,7 +237,7 @@ def utility() -> str:
 
 def judges() -> str:
     """The judge of sentence vectors, fitted on four examples a label: how well it ranks real texts."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "judges.json").read_text())
+    found = results("judges")
     lines = [
         "| set | labels | AUC on validation texts | from seed to seed | as a run measures it | accuracy "
         "| confidence | AUC by n-grams | texts a second |",
@@ -251,7 +258,7 @@ def judges() -> str:
 
 def planted() -> str:
     """Median steps until a planted better strategy is asked for, and hack rates with a judge of length."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "planted.json").read_text())
+    found = results("planted")
     lines = [
         "| steps until the better strategy has more than half of the prompts | first task | second, alike "
         "| alike, statistics shuffled | second, another one better |",
@@ -278,8 +285,7 @@ def planted() -> str:
 
 def compiled() -> str:
     """Configs on their slices and hosts: memory of a device, and seconds that a step cannot do without."""
-    folder = ROOT / "benchmarks" / "results" / "compile"
-    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    reports = [results(f"compile/{path.stem}") for path in sorted((RESULTS / "compile").glob("*.json"))]
     if not reports:
         return "No pod has been compiled to its end yet (`python benchmarks/compile.py`)."
     lines = [
@@ -324,7 +330,7 @@ def compiled() -> str:
 
 def checkpoints() -> str:
     """What a checkpoint costs the loop, and how much damage is noticed."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "checkpoints.json").read_text())
+    found = results("checkpoints")
     seconds, flips = found["seconds"], found["flips"]
     complete = seconds["save, asynchronous"] + seconds["wait, asynchronous"]
     rows = {
@@ -347,7 +353,7 @@ def checkpoints() -> str:
 
 def overlap() -> str:
     """Seconds of a step with and without a batch that is written meanwhile."""
-    found = json.loads((ROOT / "benchmarks" / "results" / "overlap.json").read_text())
+    found = results("overlap")
     lines = [
         "| seconds a step | `rollout.lag = 0` | `rollout.lag = 1` | ratio | a rollout alone |",
         "|---|---:|---:|---:|---:|",

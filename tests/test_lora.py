@@ -24,6 +24,7 @@ from streamsynth.errors import UserError
 from streamsynth.keys import sample_keys
 from streamsynth.learner.optimizer import make_optimizer
 from streamsynth.learner.supervised import SupervisedBatch, supervised_step
+from streamsynth.policy import lora
 from streamsynth.policy.families import FAMILIES, own_config
 from streamsynth.policy.logprobs import group_logprobs
 from streamsynth.policy.lora import MODULES, LoraConfig, init_adapter, merge
@@ -63,6 +64,17 @@ def moved(adapter, seed=0):
 def texts():
     rng = np.random.default_rng(0)
     return SupervisedBatch(tiny.prompts(rng, B, P), *tiny.completions(rng, B * G, T))
+
+
+def test_products_are_started_in_the_order_of_the_tree(monkeypatch):
+    """Several processes must start the same programs in the same order; that of a set of strings differs."""
+    config, asked = NETWORKS[0], []
+    adapter = moved(init_adapter(LORA, base_of(config), jax.random.key(0)))
+    product = lora._product
+    monkeypatch.setattr(lora, "_product", lambda a, *rest: asked.append(id(a)) or product(a, *rest))
+    merge(LORA, base_of(config), adapter)
+    parts = traverse_util.flatten_dict(adapter)
+    assert asked == [id(leaf) for path, leaf in parts.items() if path[-1] == "a"]
 
 
 @functools.partial(tiny.quick_jit, static_argnums=0)
